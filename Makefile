@@ -1,0 +1,27 @@
+.PHONY: demo test check lock
+
+PYTHON ?= python3
+VENV := .venv
+UV := $(VENV)/bin/uv
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/semiprune demo
+
+test: $(VENV)/.installed
+	$(VENV)/bin/pytest
+
+check: $(VENV)/.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports --no-cache
+	$(VENV)/bin/mypy
+
+# Bytecode is compiled at installation: every Ray worker imports torch, and none of them should compile it again.
+$(VENV)/.installed: requirements.lock pyproject.toml
+	test -x $(UV) || { $(PYTHON) -m venv $(VENV) && $(VENV)/bin/pip install --quiet uv; }
+	$(UV) pip sync --quiet --compile-bytecode requirements.lock
+	$(UV) pip install --quiet --no-deps --editable .
+	touch $@
+
+lock: $(VENV)/.installed
+	$(UV) pip compile --quiet --universal --upgrade --group dev --no-header --no-annotate pyproject.toml -o requirements.lock

@@ -1,0 +1,1 @@
+"""Entry points: the command line, `ray job submit` targets and the recipes."""
