@@ -110,7 +110,7 @@ class Output:
         return part
 
     def publish(self, name: str, data: bytes | memoryview, rows: int = 0) -> Part:
-        """Write bytes under a name that people rely on, and name it in the manifest; the bytes must be deterministic."""
+        """Write deterministic bytes under a name that people rely on, and name it in the manifest."""
         storage.write(storage.join(self.uri, name), data)
         part = Part(name, rows, len(data), storage.sha256(data))
         self.add(part)
@@ -123,6 +123,18 @@ class Output:
         return part
 
 
+def _canonical(value: object) -> object:
+    """`value` as JSON data, or TypeError: what has no order or no JSON form of its own has no stable hash."""
+    if isinstance(value, Mapping):
+        assert all(isinstance(name, str) for name in value), value
+        return {name: _canonical(item) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_canonical(item) for item in value]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise TypeError(f"{value!r} has no stable hash: use numbers, strings, tuples and nested Config objects")
+
+
 Run = Callable[..., dict[str, Any]]
 """`run(inputs: Mapping[str, Artifact], config, out: Output, *, resources, progress) -> metrics`."""
 
@@ -133,7 +145,7 @@ class Stage:
 
     name: folder under the root; version: raised when the code changes what a stage means; config: everything that
     changes the result; inputs: the stages read, by the name under which `run` receives them; title: what people call
-    this stage when several share a name.
+    this stage, its name unless several share one.
     """
 
     name: str
@@ -143,13 +155,20 @@ class Stage:
     run: Run
     title: str = ""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "title", self.title or self.name)
+
+    def settings(self) -> object:
+        """The config as JSON data, with the fields of the objects that really are in it."""
+        return _canonical(self.config.model_dump(serialize_as_any=True))
+
     @cached_property
     def key(self) -> str:
         """16 hex digits: hash of (name, version, config, keys of the inputs); resources never enter."""
         content = {
             "stage": self.name,
             "version": self.version,
-            "config": self.config.model_dump(mode="json"),
+            "config": self.settings(),
             "inputs": {name: stage.key for name, stage in sorted(self.inputs.items())},
         }
         return storage.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode())[:16]
@@ -165,6 +184,12 @@ class Stage:
             manifest = json.loads(storage.read(storage.join(uri, MANIFEST)))
         except FileNotFoundError:
             return None
+        except ValueError as error:
+            raise CorruptArtifactError(f"{storage.join(uri, MANIFEST)!r} is damaged: delete it to run again") from error
+        if manifest.get("key") != self.key:
+            raise CorruptArtifactError(
+                f"{storage.join(uri, MANIFEST)!r} belongs to another stage: delete it to run again"
+            )
         return Artifact(uri, manifest)
 
     def commit(self, root: str, out: Output, metrics: dict[str, Any], facts: dict[str, Any]) -> Artifact:
@@ -174,10 +199,10 @@ class Stage:
         """
         manifest = {
             "stage": self.name,
-            "title": self.title or self.name,
+            "title": self.title,
             "version": self.version,
             "key": self.key,
-            "config": self.config.model_dump(mode="json"),
+            "config": self.settings(),
             "inputs": {name: stage.key for name, stage in self.inputs.items()},
             "parts": [asdict(part) for part in out.parts],
             "metrics": metrics,

@@ -8,12 +8,14 @@ import contextlib
 import errno
 import hashlib
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import fsspec
+from botocore.exceptions import BotoCoreError
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
@@ -26,9 +28,12 @@ def join(root: str, *names: str) -> str:
 
 
 def resolve(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The filesystem and the path on it; an unknown scheme is a UserError."""
+    """The filesystem and the path on it; an unknown scheme is a UserError.
+
+    Without a listing cache: with one, an object that another process wrote after a listing does not exist.
+    """
     try:
-        fs, path = url_to_fs(uri)
+        fs, path = url_to_fs(uri, use_listings_cache=False)
     except (ValueError, ImportError) as error:
         raise UserError(f"cannot open {uri!r}: {error}; use a local path or s3://bucket/prefix") from error
     return fs, str(path)
@@ -45,18 +50,45 @@ def sha256(data: bytes | memoryview) -> str:
 
 
 @contextlib.contextmanager
-def _named(uri: str) -> Iterator[None]:
-    """Turn what the operating system says about space and permission into one sentence that names the place."""
+def _explained(uri: str) -> Iterator[None]:
+    """Turn what the system or the store says about a place into one sentence that names it."""
     try:
         yield
     except PermissionError as error:
-        raise UserError(f"no permission to write {uri!r}: choose another root or change its mode") from error
+        raise UserError(f"no permission for {uri!r}: choose another place, or allow it to this user or role") from error
+    except NotADirectoryError as error:
+        raise UserError(f"a folder in {uri!r} is a file: choose another place") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"no space left to write {uri!r}: free some, then run the same command again") from error
         if error.errno == errno.EROFS:
-            raise UserError(f"{uri!r} is on a read-only filesystem: choose another root") from error
+            raise UserError(f"{uri!r} is on a read-only filesystem: choose another place") from error
         raise
+    except BotoCoreError as error:
+        raise UserError(f"cannot reach {uri!r}: {error}; check network, endpoint and credentials") from error
+
+
+@contextlib.contextmanager
+def _explained_write(uri: str) -> Iterator[None]:
+    """The same for writing, where a missing bucket or a file in place of a folder is the user's mistake."""
+    with _explained(uri):
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise UserError(
+                f"cannot write {uri!r}: its bucket or filesystem does not exist; create it first"
+            ) from error
+        except (FileExistsError, IsADirectoryError) as error:
+            raise UserError(
+                f"cannot write {uri!r}: a file or folder of that name is in the way; choose another place"
+            ) from error
+
+
+def _http_status(error: OSError) -> int | None:
+    """The status of the answer that s3fs made this error of; None if it was no answer."""
+    response = getattr(error.__cause__, "response", None) or {}
+    status: int | None = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status
 
 
 def _write_temporary(path: Path, data: bytes | memoryview) -> Path:
@@ -76,9 +108,14 @@ def _write_temporary(path: Path, data: bytes | memoryview) -> Path:
 def write(uri: str, data: bytes | memoryview) -> None:
     """Replace the object at `uri` in one step: readers see the old bytes or the new ones."""
     fs, path = resolve(uri)
-    with _named(uri):
+    with _explained_write(uri):
         if isinstance(fs, LocalFileSystem):
-            _write_temporary(Path(path), data).replace(path)
+            temporary = _write_temporary(Path(path), data)
+            try:
+                temporary.replace(path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
         else:
             fs.pipe_file(path, bytes(data))
 
@@ -89,34 +126,64 @@ def create(uri: str, data: bytes | memoryview) -> bool:
     Local disks decide by a hard link, object stores by a conditional PUT.
     """
     fs, path = resolve(uri)
-    with _named(uri):
+    with _explained_write(uri):
         if isinstance(fs, LocalFileSystem):
-            temporary = _write_temporary(Path(path), data)
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                return False
-            finally:
-                temporary.unlink(missing_ok=True)
-            return True
+            return _link(uri, Path(path), data)
+        return _put_if_absent(fs, path, data)
+
+
+def _link(uri: str, path: Path, data: bytes | memoryview) -> bool:
+    temporary = _write_temporary(path, data)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EOPNOTSUPP):
+            raise UserError(f"{uri!r} is on a filesystem without hard links: choose another place") from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _put_if_absent(fs: fsspec.AbstractFileSystem, path: str, data: bytes | memoryview) -> bool:
+    for pause in (0.1, 0.2, 0.4, 0.8, 0.0):
         try:
             fs.pipe_file(path, bytes(data), mode="create")
+            return True
         except FileExistsError:
             return False
-        return True
+        except OSError as error:
+            # s3fs knows 412 only in the words of AWS; 409 is two conditional PUTs at once, decided on the next try.
+            if _http_status(error) == 412:
+                return False
+            if _http_status(error) != 409 or not pause:
+                raise
+            time.sleep(pause)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def read(uri: str) -> bytes:
     """All bytes of the object; FileNotFoundError if there is none."""
     fs, path = resolve(uri)
-    data: bytes = fs.cat_file(path)
+    with _explained(uri):
+        data: bytes = fs.cat_file(path)
     return data
 
 
 def read_range(uri: str, start: int, length: int) -> bytes:
-    """`length` bytes from offset `start`."""
+    """`length` bytes from offset `start`; fewer where the object ends before."""
+    if length == 0:
+        return b""  # s3fs would ask for "bytes=0--1" and get the whole object
     fs, path = resolve(uri)
-    data: bytes = fs.cat_file(path, start=start, end=start + length)
+    with _explained(uri):
+        try:
+            data: bytes = fs.cat_file(path, start=start, end=start + length)
+        except OSError as error:
+            if _http_status(error) == 416:
+                return b""
+            raise
     return data
 
 
@@ -132,33 +199,34 @@ def read_verified(uri: str, checksum: str) -> bytes:
 
 
 def exists(uri: str) -> bool:
-    """Whether an object is there now; never answered from a listing cache."""
+    """Whether an object is there now."""
     fs, path = resolve(uri)
-    fs.invalidate_cache(fs._parent(path))
-    return bool(fs.exists(path))
+    with _explained(uri):
+        return bool(fs.exists(path))
 
 
 def names(uri: str) -> list[str]:
-    """Sorted names directly under a folder; empty if the folder does not exist."""
+    """Sorted names directly under a folder, without unfinished writes; empty if the folder does not exist."""
     fs, path = resolve(uri)
-    fs.invalidate_cache(path)
-    try:
-        found = fs.ls(path, detail=False)
-    except FileNotFoundError:
-        return []
-    return sorted(name for name in (str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in found) if name)
+    with _explained(uri):
+        try:
+            found = fs.ls(path, detail=False)
+        except FileNotFoundError:
+            return []
+    last = (str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in found)
+    return sorted(name for name in last if name and not (name.startswith(".") and name.endswith(".tmp")))
 
 
 def info(uri: str) -> dict[str, Any]:
     """fsspec's facts about one object, at least `size`; FileNotFoundError if there is none."""
     fs, path = resolve(uri)
-    fs.invalidate_cache(fs._parent(path))
-    facts: dict[str, Any] = fs.info(path)
+    with _explained(uri):
+        facts: dict[str, Any] = fs.info(path)
     return facts
 
 
 def delete(uri: str) -> None:
     """Remove one object; nothing happens if it is gone already."""
     fs, path = resolve(uri)
-    with contextlib.suppress(FileNotFoundError):
+    with _explained(uri), contextlib.suppress(FileNotFoundError):
         fs.rm_file(path)

@@ -1,0 +1,42 @@
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before Ray is imported anywhere: what a run sets for itself, and no service of this machine's but our own.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """One real Ray with two CPUs for every test of the session that asks."""
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """scikit-learn's digits as shards: train-{000000..000005}.tar and test-000000.tar."""
+    from jobs.importers import write_digits
+
+    folder = tmp_path_factory.mktemp("digits") / "data"
+    write_digits(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reference_run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of the tiny recipe, run once without interruption."""
+    from tests.running import run, tiny_recipe
+
+    root = tmp_path_factory.mktemp("reference") / "run"
+    status, _, err = run("run", str(tiny_recipe(digits, root)))
+    assert status == 0, err
+    return root

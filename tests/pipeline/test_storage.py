@@ -1,0 +1,361 @@
+"""Every promise of pipeline.storage, on a local disk and on an object store over HTTP."""
+
+import errno
+import os
+import subprocess
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import boto3
+import botocore.exceptions
+import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
+
+from pipeline import storage
+from pipeline.errors import CorruptArtifactError, UserError
+
+BUCKET = "semiprune-test"
+
+
+@pytest.fixture(scope="session")
+def s3_bucket() -> Iterator[str]:
+    """A bucket on a server of its own; s3fs and boto3 find it by the environment, as they would find AWS."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        environment.setenv("AWS_ACCESS_KEY_ID", "test")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3fs.S3FileSystem.clear_instance_cache()
+        boto3.client("s3").create_bucket(Bucket=BUCKET)
+        yield BUCKET
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+@pytest.fixture
+def s3_root(s3_bucket: str) -> str:
+    """A prefix that no other test has."""
+    return f"s3://{s3_bucket}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "root") if request.param == "local" else str(request.getfixturevalue("s3_root"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of one megabyte, where the tests may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def everything_in(folder: Path) -> list[str]:
+    """Sorted names, hidden and temporary ones too."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def other_process(uri: str, data: bytes) -> None:
+    """Write an object through a client that shares no cache with the one under test."""
+    bucket, key = uri.removeprefix("s3://").split("/", 1)
+    boto3.client("s3").put_object(Bucket=bucket, Key=key, Body=data)
+
+
+@pytest.mark.parametrize("data", [b"", b"x", bytes(range(256)) * 4096, memoryview(b"view")])
+def test_write_read(root: str, data: bytes) -> None:
+    uri = storage.join(root, "a", "b.bin")
+    storage.write(uri, b"before")
+    storage.write(uri, data)
+    assert storage.read(uri) == bytes(data)
+    assert storage.read_verified(uri, storage.sha256(data)) == bytes(data)
+    assert storage.info(uri)["size"] == len(data)
+    assert storage.names(storage.join(root, "a")) == ["b.bin"]
+
+
+def test_join() -> None:
+    assert storage.join("s3://bucket/prefix/", "a", "b") == "s3://bucket/prefix/a/b"
+    assert storage.join("/", "a") == "/a"
+
+
+@pytest.mark.parametrize("name", ["a b", "a*b?[1]", "100%#", "ümlaut", "quote'\"", "k" * 200])
+def test_awkward_names(root: str, name: str) -> None:
+    uri = storage.join(root, name)
+    assert storage.create(uri, b"1")
+    storage.write(uri, b"22")
+    assert storage.read(uri) == b"22"
+    assert storage.names(root) == [name]
+    storage.delete(uri)
+    assert not storage.exists(uri)
+
+
+def test_what_is_not_there(root: str) -> None:
+    uri = storage.join(root, "none")
+    for ask in (storage.read, storage.info, lambda uri: storage.read_range(uri, 0, 1)):
+        with pytest.raises(FileNotFoundError):
+            ask(uri)
+    assert not storage.exists(uri)
+    assert storage.names(uri) == []
+    storage.delete(uri)
+
+
+@pytest.mark.parametrize(
+    ("start", "length"), [(0, 10), (0, 1), (3, 4), (9, 1), (0, 0), (4, 0), (8, 5), (10, 1), (50, 2)]
+)
+def test_read_range(root: str, start: int, length: int) -> None:
+    uri = storage.join(root, "range")
+    storage.write(uri, b"0123456789")
+    assert storage.read_range(uri, start, length) == b"0123456789"[start : start + length]
+
+
+def test_create_keeps_the_first(root: str) -> None:
+    uri = storage.join(root, "once")
+    assert storage.create(uri, b"first")
+    assert not storage.create(uri, b"second")
+    assert storage.read(uri) == b"first"
+    storage.delete(uri)
+    assert storage.create(uri, b"third")
+
+
+def test_one_of_many_creators_wins(root: str) -> None:
+    barrier = threading.Barrier(16)
+
+    def attempt(number: int) -> bool:
+        barrier.wait()
+        return storage.create(storage.join(root, "folder", "race"), b"%d" % number * 1000)
+
+    for _ in range(3):
+        with ThreadPoolExecutor(16) as pool:
+            won = list(pool.map(attempt, range(16)))
+        assert sum(won) == 1
+        assert storage.read(storage.join(root, "folder", "race")) == b"%d" % won.index(True) * 1000
+        assert storage.names(storage.join(root, "folder")) == ["race"]
+        storage.delete(storage.join(root, "folder", "race"))
+
+
+def test_a_reader_never_sees_half_an_object(root: str) -> None:
+    uri = storage.join(root, "whole")
+    storage.write(uri, b"0" * 300_000)
+    done = threading.Event()
+
+    def watch() -> int:
+        seen = 0
+        while not done.is_set():
+            data = storage.read(uri)
+            assert len(data) == 300_000
+            assert len(set(data)) == 1
+            seen += 1
+        return seen
+
+    with ThreadPoolExecutor(1) as pool:
+        watcher = pool.submit(watch)
+        for digit in range(1, 40):
+            storage.write(uri, b"%d" % (digit % 10) * 300_000)
+        done.set()
+        assert watcher.result() > 0
+
+
+def test_what_another_process_wrote_is_seen_at_once(s3_root: str) -> None:
+    storage.write(storage.join(s3_root, "mine"), b"1")
+    for number, ask in enumerate(
+        [storage.exists, storage.info, storage.read, lambda uri: storage.read_range(uri, 0, 1)]
+    ):
+        storage.names(s3_root)
+        uri = storage.join(s3_root, f"theirs-{number}")
+        other_process(uri, b"2")
+        assert ask(uri)
+    assert len(storage.names(s3_root)) == 5
+
+
+def test_what_another_process_replaced_is_read_whole(s3_root: str) -> None:
+    uri = storage.join(s3_root, "grows")
+    storage.write(uri, b"1")
+    storage.names(s3_root)
+    other_process(uri, b"22")
+    assert storage.info(uri)["size"] == 2
+    assert storage.read(uri) == b"22"
+
+
+def test_damage_and_loss_are_named(root: str) -> None:
+    uri = storage.join(root, "part")
+    with pytest.raises(CorruptArtifactError, match=r"part.*missing"):
+        storage.read_verified(uri, storage.sha256(b"good"))
+    storage.write(uri, b"bad")
+    with pytest.raises(CorruptArtifactError, match=r"part.*damaged"):
+        storage.read_verified(uri, storage.sha256(b"good"))
+
+
+@pytest.mark.parametrize("operation", [storage.write, storage.create])
+def test_full_disk(small_disk: Path, operation: Callable[[str, bytes], object]) -> None:
+    storage.write(str(small_disk / "old"), b"kept")
+    with pytest.raises(UserError, match=r"no space left to write '.*/new'"):
+        operation(str(small_disk / "new"), b"x" * 4_000_000)
+    with pytest.raises(UserError, match="no space left"):
+        storage.write(str(small_disk / "old"), b"x" * 4_000_000)
+    assert everything_in(small_disk) == ["old"]
+    assert storage.read(str(small_disk / "old")) == b"kept"
+    storage.write(str(small_disk / "new"), b"x" * 100_000)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (errno.ENOSPC, "no space left"),
+        (errno.EDQUOT, "no space left"),
+        (errno.EROFS, "read-only"),
+        (errno.EACCES, "no permission"),
+    ],
+)
+def test_what_the_disk_refuses_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, message: str
+) -> None:
+    def refuse(_descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    for operation in (storage.write, storage.create):
+        with pytest.raises(UserError, match=message) as caught:
+            operation(str(tmp_path / "x"), b"1")
+        assert str(tmp_path / "x") in str(caught.value)
+    assert everything_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("operation", [storage.write, storage.create])
+def test_an_interrupted_write_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: Callable[[str, bytes], object]
+) -> None:
+    def interrupt(_descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        operation(str(tmp_path / "x"), b"1")
+    assert everything_in(tmp_path) == []
+
+
+def test_a_killed_write_leaves_nothing_that_a_reader_finds(tmp_path: Path) -> None:
+    (tmp_path / f".part.{uuid.uuid4().hex}.tmp").write_bytes(b"ha")
+    storage.write(str(tmp_path / "part"), b"whole")
+    assert storage.names(str(tmp_path)) == ["part"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="chattr needs root")
+def test_folder_without_permission(tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    if subprocess.run(["chattr", "+i", str(locked)], capture_output=True, check=False).returncode:
+        pytest.skip("this filesystem has no immutable folders")
+    try:
+        for operation in (storage.write, storage.create):
+            with pytest.raises(UserError, match=r"no permission for '.*locked/x'"):
+                operation(str(locked / "x"), b"1")
+    finally:
+        subprocess.run(["chattr", "-i", str(locked)], check=True)
+
+
+def test_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_source: Path, _target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(UserError, match="without hard links"):
+        storage.create(str(tmp_path / "x"), b"1")
+    assert everything_in(tmp_path) == []
+
+
+def test_a_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"1")
+    (tmp_path / "folder").mkdir()
+    inside = str(tmp_path / "file" / "x")
+    for operation in (storage.write, storage.create):
+        with pytest.raises(UserError, match="choose another place"):
+            operation(inside, b"2")
+    for ask in (storage.read, storage.names, storage.info):
+        with pytest.raises(UserError, match="is a file"):
+            ask(inside)
+    with pytest.raises(UserError, match="in the way"):
+        storage.write(str(tmp_path / "folder"), b"2")
+    assert everything_in(tmp_path) == ["file", "folder"]
+
+
+@pytest.mark.parametrize("uri", ["nope://bucket/x", "gs://bucket/x"])
+def test_unknown_scheme(uri: str) -> None:
+    with pytest.raises(UserError, match=r"s3://bucket/prefix"):
+        storage.read(uri)
+
+
+@pytest.mark.parametrize("operation", [storage.write, storage.create])
+def test_missing_bucket(s3_bucket: str, operation: Callable[[str, bytes], object]) -> None:
+    with pytest.raises(UserError, match=r"s3://no-such-bucket/x.*bucket"):
+        operation("s3://no-such-bucket/x", b"1")
+
+
+def test_permission_on_the_store(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fs, _ = storage.resolve(s3_root)
+    answer = {
+        "Error": {"Code": "AccessDenied", "Message": "Access Denied"},
+        "ResponseMetadata": {"HTTPStatusCode": 403},
+    }
+    refuse_with(monkeypatch, fs, answer)
+    for operation in (storage.write, storage.create):
+        with pytest.raises(UserError, match="no permission for 's3://"):
+            operation(storage.join(s3_root, "x"), b"1")
+
+
+def test_no_credentials(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fs, _ = storage.resolve(s3_root)
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise botocore.exceptions.NoCredentialsError
+
+    monkeypatch.setattr(fs, "_call_s3", refuse)
+    for operation in (
+        lambda: storage.write(s3_root, b"1"),
+        lambda: storage.read(s3_root),
+        lambda: storage.names(s3_root),
+    ):
+        with pytest.raises(UserError, match=r"cannot reach 's3://.*credentials"):
+            operation()
+
+
+def test_a_refusal_in_other_words(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stores other than AWS answer 412 without naming the condition."""
+    fs, _ = storage.resolve(s3_root)
+    refuse_with(monkeypatch, fs, {"Error": {"Code": "PreconditionFailed"}, "ResponseMetadata": {"HTTPStatusCode": 412}})
+    assert not storage.create(storage.join(s3_root, "x"), b"1")
+
+
+def test_two_conditional_puts_at_once_are_tried_again(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fs, _ = storage.resolve(s3_root)
+    answer = {"Error": {"Code": "ConditionalRequestConflict"}, "ResponseMetadata": {"HTTPStatusCode": 409}}
+    refuse_with(monkeypatch, fs, answer, times=2)
+    assert storage.create(storage.join(s3_root, "x"), b"1")
+    refuse_with(monkeypatch, fs, answer, times=2)
+    assert not storage.create(storage.join(s3_root, "x"), b"2")
+    assert storage.read(storage.join(s3_root, "x")) == b"1"
+
+
+def refuse_with(monkeypatch: pytest.MonkeyPatch, fs: s3fs.S3FileSystem, answer: dict, times: int = 10**9) -> None:
+    """Let the store answer the next `times` calls with an error, translated as s3fs does."""
+    call, left = fs._call_s3, [times]
+
+    async def answered(*args: object, **kwargs: object) -> object:
+        if left[0] == 0:
+            return await call(*args, **kwargs)
+        left[0] -= 1
+        raise s3fs.errors.translate_boto_error(botocore.exceptions.ClientError(answer, "PutObject"))
+
+    monkeypatch.setattr(fs, "_call_s3", answered)
