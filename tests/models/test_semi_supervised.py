@@ -1,0 +1,163 @@
+"""The semi-supervised loop: its losses, its seam, that it resumes, that unlabelled images help."""
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch.nn import functional
+
+from models import semi_supervised
+from models.augment import AugmentConfig, Draw, WeakConfig, strong, weak
+from models.backbones import ModelConfig
+from models.semi_supervised import SemiSupervisedConfig, SemiSupervisedTrainer
+from models.ssl import Algorithm, algorithms
+from models.supervised import SupervisedConfig, SupervisedTrainer
+from pipeline.config import Config
+from tests.models.conftest import noise
+
+CPU = torch.device("cpu")
+CONFIG = SemiSupervisedConfig(
+    model=ModelConfig(name="resnet9", width=4),
+    steps=6,
+    batch_size=8,
+    unlabelled_ratio=2,
+    options={"threshold": 0.3},
+    lr=0.05,
+)
+LABELLED = np.arange(12)
+
+
+def _trainer(config=CONFIG):
+    return SemiSupervisedTrainer(config, num_classes=4, seed=1, device=CPU, num_samples=40)
+
+
+def test_resumed_training_is_bit_equal():
+    pool = noise(40, 8)
+    through, first, second = _trainer(), _trainer(), _trainer()
+    through.train_steps(range(6), pool.pairs(range(6), LABELLED, 8, 16))
+    first.train_steps(range(2), pool.pairs(range(6), LABELLED, 8, 16))
+    second.restore(first.state())
+    told = []
+    second.train_steps(range(2, 6), pool.pairs(range(2, 6), LABELLED, 8, 16), told.append)
+    assert second.state() == through.state()
+    assert second.weights() == through.weights()
+    assert told == [3, 4, 5, 6]
+
+
+def test_batches_may_go_on_and_none_is_lost():
+    pool = noise(40, 8)
+    stream = pool.pairs(range(6), LABELLED, 8, 16)
+    through, pieces = _trainer(), _trainer()
+    through.train_steps(range(6), pool.pairs(range(6), LABELLED, 8, 16))
+    for steps in (range(2), range(2, 6)):
+        pieces.train_steps(steps, stream)
+    assert pieces.state() == through.state()
+    with pytest.raises(AssertionError):
+        _trainer().train_steps(range(6), pool.pairs(range(4), LABELLED, 8, 16))
+
+
+def test_one_step_equals_a_plain_version():
+    """Padding counts nowhere, and rows under the threshold count in the denominator."""
+    pool = noise(40, 8)
+    labelled = pool.batch(range(8), valid=[True] * 6 + [False] * 2)
+    unlabelled = pool.batch(range(20, 36), valid=[True] * 13 + [False] * 3)
+    plain = CONFIG.model_copy(update={"precision": "fp32"})
+
+    def draw(view, batch):
+        return Draw(1, f"semi-supervised-{view}", 0, batch.sample_ids)
+
+    model = _trainer(plain).model.train()
+    q = model(weak(unlabelled.images, plain.augment, draw("weak", unlabelled))).softmax(1)
+    threshold = q.amax(1)[:13].median().item()
+    trainer = _trainer(plain.model_copy(update={"options": {"threshold": threshold}}))
+    metrics = trainer.train_steps(range(1), [(labelled, unlabelled)])
+    views = [
+        weak(labelled.images, plain.augment, draw("labelled", labelled)),
+        strong(unlabelled.images, plain.augment, draw("strong", unlabelled)),
+    ]
+    logits = model(torch.cat(views))
+    chosen = [row for row in range(13) if q[row].max() >= threshold]
+    assert len(chosen) == 7
+    expected = sum(functional.cross_entropy(logits[8 + row], q[row].argmax()) for row in chosen) / 13
+    supervised = functional.cross_entropy(logits[:6], labelled.labels[:6])
+    assert metrics["loss_labelled"] == pytest.approx(supervised.item(), rel=1e-5)
+    assert metrics["loss_unlabelled"] == pytest.approx(expected.item(), rel=1e-5)
+    assert metrics["mask_rate"] == pytest.approx(len(chosen) / 13)
+
+
+class _Nothing(Config):
+    pass
+
+
+class _SoftTeacher(Algorithm):
+    """A mean teacher on weak views with a memory: every part of the seam that FixMatch leaves alone."""
+
+    Options = _Nothing
+    teacher = "ema"
+    student_view = "weak"
+
+    def __init__(self, options, num_classes, num_samples):
+        super().__init__(options, num_classes, num_samples)
+        self.register_buffer("seen", torch.zeros(num_samples, dtype=torch.int64))
+
+    def targets(self, rows):
+        self.seen[rows.sample_ids[rows.valid]] += 1
+        return rows.probabilities, torch.full((len(rows.probabilities),), rows.progress)
+
+    def losses(self, logits, target, weight):
+        return weight * (logits.softmax(1) - target).square().sum(1)
+
+
+def test_an_algorithm_with_teacher_memory_and_loss_of_its_own(monkeypatch):
+    monkeypatch.setattr(semi_supervised, "algorithms", lambda: algorithms() | {"soft": _SoftTeacher})
+    pool = noise(40, 8)
+    config = CONFIG.model_copy(update={"algorithm": "soft", "options": {}})
+    trainer = _trainer(config)
+    before = trainer.ema.module.stem[1].num_batches_tracked.clone()
+    first = trainer.train_steps(range(1), pool.pairs(range(1), LABELLED, 8, 16))
+    assert first["loss_unlabelled"] == 0 and first["mask_rate"] == 0
+    assert trainer.model.stem[1].num_batches_tracked == before + 1
+    later = trainer.train_steps(range(1, 4), pool.pairs(range(1, 4), LABELLED, 8, 16))
+    assert later["mask_rate"] == pytest.approx((1 + 2 + 3) / 3 / 6) and later["loss_unlabelled"] > 0
+    assert trainer.algorithm.seen.sum() == 4 * 16
+    resumed = _trainer(config)
+    resumed.restore(trainer.state())
+    assert torch.equal(resumed.algorithm.seen, trainer.algorithm.seen)
+
+
+def test_prediction_is_the_averaged_networks():
+    pool = noise(40, 8)
+    trainer = _trainer()
+    trainer.train_steps(range(3), pool.pairs(range(3), LABELLED, 8, 16))
+    predicted = trainer.predict(pool.images)
+    assert torch.equal(predicted, semi_supervised.training.predict(trainer.ema.module, pool.images, "auto", CPU))
+    assert not torch.equal(predicted, semi_supervised.training.predict(trainer.model, pool.images, "auto", CPU))
+
+
+def test_options_are_checked_and_completed():
+    assert SemiSupervisedConfig().options == {"threshold": 0.95}
+    assert SemiSupervisedConfig.model_validate_json('{"options": {"threshold": 0.8}}').options == {"threshold": 0.8}
+    with pytest.raises(ValidationError, match="unknown algorithm 'fixmash'; choose one of fixmatch"):
+        SemiSupervisedConfig(algorithm="fixmash")
+    with pytest.raises(ValidationError, match="treshold"):
+        SemiSupervisedConfig(options={"treshold": 0.8})
+    with pytest.raises(ValidationError, match="less than or equal to 1"):
+        SemiSupervisedConfig(options={"threshold": 2.0})
+
+
+def test_unlabelled_digits_help(digits):
+    """100 labels: above 93%, and well above what the same labels give without the other images."""
+    train, test = digits
+    labelled, model = np.arange(100), ModelConfig(name="resnet9", width=8)
+    config = SemiSupervisedConfig(model=model, steps=120, batch_size=32, augment=AugmentConfig(flip=False))
+    trainer = SemiSupervisedTrainer(config, 10, seed=0, device=CPU, num_samples=len(train.labels))
+    trainer.train_steps(range(120), train.pairs(range(120), labelled, 32, 7 * 32))
+    semi = (trainer.predict(test.images).argmax(1) == test.labels).float().mean().item()
+
+    weak_only = SupervisedConfig(model=model, epochs=40, lr=0.03, batch_size=32, augment=WeakConfig(flip=False))
+    alone = SupervisedTrainer(weak_only, 10, 4, seed=0, device=CPU)
+    for epoch in range(40):
+        alone.train_epoch(epoch, train.epoch(epoch, 32, labelled))
+    supervised = (alone.predict(test.images).argmax(1) == test.labels).float().mean().item()
+    assert semi > 0.93
+    assert semi > supervised + 0.01
