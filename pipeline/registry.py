@@ -1,0 +1,90 @@
+"""Components that register themselves by being a file in a package: scores, selectors."""
+
+import importlib
+import json
+import pkgutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, ClassVar, Generic, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from pipeline.errors import UserError
+
+
+class ChoiceError(UserError, ValueError):
+    """A name or an option that no component has. Also a ValueError, so that a recipe's reader adds the place."""
+
+
+class Component:
+    """What a registry holds: a class alone in its file, settings nested in it.
+
+    source: where the method comes from, "arXiv id, title", shown by --help; Options: a frozen dataclass of JSON
+    values, whose `__post_init__` raises ValueError with one sentence.
+    """
+
+    source: ClassVar[str]
+
+    @dataclass(frozen=True)
+    class Options:
+        """No options; a component that has some derives from this class."""
+
+        __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+C = TypeVar("C", bound=Component)
+
+
+class Registry(Generic[C]):
+    """The components of a package by the name of their file.
+
+    kind: what a sentence calls them; base: the class that each of them derives from.
+    """
+
+    def __init__(self, kind: str, base: type[C], package: str, path: Iterable[str]) -> None:
+        self.kind = kind
+        self._base = base
+        self._package = package
+        self._path = path
+
+    @cached_property
+    def _classes(self) -> dict[str, type[C]]:
+        found = {}
+        for name in sorted(module.name for module in pkgutil.iter_modules(self._path)):
+            module = importlib.import_module(f"{self._package}.{name}")
+            own = [value for value in vars(module).values() if getattr(value, "__module__", None) == module.__name__]
+            (found[name],) = [value for value in own if isinstance(value, type) and issubclass(value, self._base)]
+        return found
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        return list(self._classes)
+
+    def get(self, name: str) -> type[C]:
+        """The class in that file; ChoiceError naming the choices if there is none."""
+        if name not in self._classes:
+            raise ChoiceError(f"there is no {self.kind} {name!r}: choose from {', '.join(self._classes)}")
+        return self._classes[name]
+
+    def options(self, name: str, values: Mapping[str, Any]) -> Any:
+        """The component's Options with these values, strictly typed; ChoiceError naming value and choices."""
+        options = self.get(name).Options
+        try:
+            # Through JSON, where a strict dataclass accepts a mapping and a tuple a list; item() is for numpy scalars.
+            return TypeAdapter(options).validate_json(json.dumps(values, default=lambda scalar: scalar.item()))
+        except ValidationError as error:
+            raise ChoiceError(self._sentence(name, options, error)) from error
+
+    def _sentence(self, name: str, options: type[Component.Options], error: ValidationError) -> str:
+        first = error.errors()[0]
+        if not first["loc"] and first["type"] == "value_error":
+            return f"{self.kind} {name!r}: {first['ctx']['error']}"
+        option = first["loc"][0] if first["loc"] else ""
+        if first["type"] == "unexpected_keyword_argument":
+            names = ", ".join(field.name for field in fields(options))
+            return f"{self.kind} {name!r} has no option {option!r}: " + (
+                f"choose from {names}" if names else "it has none"
+            )
+        message = first["msg"].removeprefix("Value error, ")
+        return f"{self.kind} {name!r}: {option}={first['input']!r} cannot be used: {message[:1].lower()}{message[1:]}"

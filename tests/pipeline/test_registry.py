@@ -1,0 +1,63 @@
+"""A component is registered by being a file."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.registry import ChoiceError, Registry
+from pipeline.scores import Score
+
+MARGIN = '''
+"""A new score: the last margin."""
+from dataclasses import dataclass
+import numpy as np
+from pipeline.scores import EpochStatistics, Score
+from pipeline.scores.aum import Aum
+
+@dataclass(frozen=True)
+class Helper:
+    x: int = 0
+
+class Margin(Score):
+    """Last margin."""
+    harder = {"margin": "low"}
+    source = "ours"
+    @dataclass(frozen=True)
+    class Options(Score.Options):
+        scale: float = 1.0
+        names: tuple[str, ...] = ()
+    def update(self, statistics, epoch):
+        self.last = statistics.p_label - statistics.p_other
+    def result(self):
+        return {"margin": self.last}
+'''
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry[Score]:
+    package = tmp_path / "extra_scores"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "margin.py").write_text(MARGIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    return Registry("score", Score, "extra_scores", [str(package)])  # type: ignore[type-abstract]
+
+
+def test_a_file_is_a_component_of_its_name(registry: Registry[Score]) -> None:
+    assert registry.names() == ["margin"]
+    assert registry.get("margin").source == "ours"
+
+
+def test_options_are_strict_and_immutable(registry: Registry[Score]) -> None:
+    options = registry.options("margin", {"scale": 2, "names": ["a", "b"]})
+    assert (options.scale, options.names) == (2.0, ("a", "b"))
+    with pytest.raises(ChoiceError, match="score 'margin': scale='2' cannot be used"):
+        registry.options("margin", {"scale": "2"})
+    with pytest.raises(ChoiceError, match="cannot be used"):
+        registry.options("margin", {"scale": float("inf")})
+
+
+def test_a_wrong_choice_is_both_kinds_of_error() -> None:
+    """A UserError for whoever calls, a ValueError for pydantic, which adds the place in the recipe."""
+    assert issubclass(ChoiceError, UserError) and issubclass(ChoiceError, ValueError)
