@@ -1,0 +1,125 @@
+"""Stage `export`: the coreset as files that other tools read, and as pruned shards with the original bytes."""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import Field
+
+from pipeline import shards, storage, tar
+from pipeline.config import Config
+from pipeline.index import load_index, load_shards
+from pipeline.parallel import map_items
+from pipeline.resources import Resources
+from pipeline.shards import Shard
+from pipeline.stage import Artifact, Output, Part, Progress
+
+
+class ExportConfig(Config):
+    """The `export` section of a recipe. shards: whether pruned shards are written too."""
+
+    shards: bool = True
+    samples_per_shard: Annotated[int, Field(ge=1)] = 1000
+
+
+def run(
+    inputs: Mapping[str, Artifact], config: ExportConfig, out: Output, *, resources: Resources, progress: Progress
+) -> dict[str, Any]:
+    """Write one coreset, in the order of sample_id; equal selections give equal bytes for any number of workers.
+
+    inputs: index, pseudo_label, score, select. Files: coreset.parquet (sample_id, key, shard, row, scores,
+    pseudo_label, confidence, rank), keys.txt, indices.npy (int64), shards/coreset-000000.tar and on. DataError if a
+    source shard is not the one that was indexed.
+    """
+    selected = inputs["select"].table().sort_by("sample_id")
+    ids = selected["sample_id"].to_numpy()
+    rows = load_index(inputs["index"]).take(ids)
+    scores = _rows_of(inputs["score"], ids)
+    predicted = _rows_of(inputs["pseudo_label"], ids)
+    columns = {name: rows[name] for name in ("sample_id", "key", "shard", "row")}
+    columns |= {name: scores[name] for name in scores.column_names if name != "sample_id"}
+    columns |= {name: predicted[name] for name in ("pseudo_label", "confidence")}
+    out.publish("coreset.parquet", _parquet(pa.table({**columns, "rank": selected["rank"]})), len(ids))
+    out.publish("keys.txt", "".join(f"{key}\n" for key in rows["key"].to_pylist()).encode(), len(ids))
+    out.publish("indices.npy", _npy(ids), len(ids))
+    if config.shards:
+        items = _plan(rows, load_shards(inputs["index"]), config.samples_per_shard)
+        task = partial(_write_shard, uri=out.uri)
+        for part in map_items(items, task, resources=resources, progress=progress, unit="shards"):
+            out.add(part)
+    return {
+        "num_shards": sum(part.name.startswith("shards/") for part in out.parts),
+        "bytes": sum(part.bytes for part in out.parts),
+        "files": [part.name for part in out.parts],
+    }
+
+
+def _rows_of(artifact: Artifact, ids: NDArray[np.int64]) -> pa.Table:
+    """The rows of a table with exactly these ids, in their ascending order."""
+    wanted = pa.array(ids)
+    table = pa.concat_tables([part.filter(pc.is_in(part["sample_id"], wanted)) for part in artifact.tables()])
+    table = table.sort_by("sample_id")
+    assert np.array_equal(table["sample_id"].to_numpy(), ids), f"{artifact.uri} misses samples of the coreset"
+    return table
+
+
+def _parquet(table: pa.Table) -> memoryview:
+    sink = io.BytesIO()
+    # One chunk: how the inputs were cut into parts must not show in the bytes.
+    pq.write_table(table.combine_chunks(), sink, compression="zstd")
+    return sink.getbuffer()
+
+
+def _npy(ids: NDArray[np.int64]) -> memoryview:
+    sink = io.BytesIO()
+    np.save(sink, ids, allow_pickle=False)
+    return sink.getbuffer()
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """The spans of one source shard, in order, that go into one output shard."""
+
+    source: Shard
+    offsets: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+
+def _plan(rows: pa.Table, sources: list[Shard], samples_per_shard: int) -> list[tuple[int, list[_Piece]]]:
+    """What goes into every output shard: a run of samples in the order of sample_id."""
+    plan = []
+    for number, start in enumerate(range(0, rows.num_rows, samples_per_shard)):
+        chunk = rows.slice(start, samples_per_shard)
+        shard, offset, length = (chunk[name].to_numpy() for name in ("shard", "offset", "length"))
+        pieces = [
+            _Piece(sources[source], offset[shard == source], length[shard == source]) for source in np.unique(shard)
+        ]
+        plan.append((number, pieces))
+    return plan
+
+
+def _write_shard(item: tuple[int, list[_Piece]], uri: str) -> Part:
+    """One task: an output shard from the bytes of its samples, headers included."""
+    number, pieces = item
+    blocks: list[bytes | memoryview] = []
+    for piece in pieces:
+        shards.check(piece.source)
+        # One read from the first to the last span: requests cost more than the bytes between spans.
+        first = int(piece.offsets[0])
+        data = storage.read_range(piece.source.uri, first, int(piece.offsets[-1] + piece.lengths[-1]) - first)
+        blocks += [
+            data[offset - first : offset - first + length]
+            for offset, length in zip(piece.offsets.tolist(), piece.lengths.tolist(), strict=True)
+        ]
+    content = b"".join([*blocks, tar.END])
+    name = f"shards/coreset-{number:06d}.tar"
+    storage.write(storage.join(uri, name), content)
+    samples = sum(len(piece.offsets) for piece in pieces)
+    return Part(name, samples, len(content), storage.sha256(content))

@@ -1,0 +1,197 @@
+"""Stage `index`: every sample of the shards gets its sample_id; what cannot be used is quarantined.
+
+One task per shard reads it once, decodes every image to prove that it decodes, and writes its rows. Only 8-byte hashes
+of the keys come back, to find keys that several shards share.
+"""
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import Field, model_validator
+
+from pipeline import images, labels, quarantine, shards, storage
+from pipeline.config import Config
+from pipeline.errors import DataError
+from pipeline.index_shard import IndexedShard, index_shard
+from pipeline.parallel import map_items
+from pipeline.resources import Resources
+from pipeline.shards import Shard
+from pipeline.stage import Artifact, Output, Part, Progress, write_table_part
+
+SHARDS_SCHEMA = pa.schema(
+    [
+        ("shard", pa.int32()),
+        ("uri", pa.string()),
+        ("size", pa.int64()),
+        ("sha256", pa.string()),
+        ("mtime_or_etag", pa.string()),
+        ("num_rows", pa.int64()),
+        ("first_id", pa.int64()),
+    ]
+)
+
+
+class DataConfig(Config):
+    """The `data` section of a recipe.
+
+    shards: local paths or URIs with {000..019} and wildcards; num_classes, or classes: their names, in the order of
+    their numbers; image_size: side of the square that every later stage sees; label_field: the field of `.json` that
+    holds the label, else `.cls`; labels: a CSV or Parquet table key,label, used instead of what the shards say;
+    quarantine_limit: fraction of the data that may be unusable; max_pixels: larger images are not decoded.
+    """
+
+    shards: str | tuple[str, ...]
+    num_classes: Annotated[int, Field(ge=2)]
+    classes: tuple[str, ...] = ()
+    image_size: Annotated[int, Field(ge=4, le=1024)]
+    label_field: str | None = None
+    labels: str | None = None
+    quarantine_limit: Annotated[float, Field(ge=0, le=1)] = 0.01
+    max_pixels: Annotated[int, Field(ge=1, le=images.MAX_PIXELS)] = 50_000_000
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count_classes(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        # What a validator has touched counts as Python, where strict settings want tuples.
+        content = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+        if "num_classes" not in content and isinstance(content.get("classes"), tuple):
+            content["num_classes"] = len(content["classes"])
+        return content
+
+    @model_validator(mode="after")
+    def _agree(self) -> "DataConfig":
+        if self.classes and len(set(self.classes)) != self.num_classes:
+            raise ValueError(f"classes must be {self.num_classes} different names, the number in num_classes")
+        if self.label_field is not None and self.labels is not None:
+            raise ValueError("labels and label_field are two sources of the same label: name one")
+        if not self.patterns:
+            raise ValueError("shards is empty: name at least one shard")
+        return self
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The shards as a list, also where one string stands."""
+        return (self.shards,) if isinstance(self.shards, str) else self.shards
+
+
+def run(
+    inputs: Mapping[str, Artifact], config: DataConfig, out: Output, *, resources: Resources, progress: Progress
+) -> dict[str, Any]:
+    """Index the shards; parts: rows, `shards`, `quarantine`.
+
+    Raises UserError before any work for shards or labels that are not there, DataError if more is unusable than
+    `quarantine_limit` allows; the table of what it was is written all the same.
+    """
+    sources = shards.find(config.patterns)
+    known = labels.load_label_table(config.labels, config.classes) if config.labels else None
+    index = partial(index_shard, config=config, known=known, uri=out.uri)
+    indexed = map_items(list(enumerate(sources)), index, resources=resources, progress=progress, unit="shards")
+    indexed = _drop_repeated(indexed, out.uri, resources, progress)
+
+    num_rows = [item.part.rows if item.part else 0 for item in indexed]
+    first_ids = np.concatenate([[0], np.cumsum(num_rows)]).tolist()
+    for item in indexed:
+        if item.part:
+            out.add(item.part)
+    rows = [
+        Shard(number, item.source.uri, item.source.size, item.sha256, item.source.stamp, num_rows[number], first_id)
+        for number, (item, first_id) in enumerate(zip(indexed, first_ids, strict=False))
+    ]
+    out.write_table(pa.Table.from_pylist([vars(row) for row in rows], SHARDS_SCHEMA), "shards")
+    bad = pa.concat_tables([item.bad for item in indexed])
+    quarantine.admit(bad, first_ids[-1], len(sources), config.quarantine_limit, out)
+    num_labelled = sum(item.num_labelled for item in indexed)
+    return {
+        "num_samples": first_ids[-1],
+        "num_shards": len(sources),
+        "num_classes": config.num_classes,
+        "num_labelled_rows": num_labelled,
+        "labels_unmatched": known.num_rows - num_labelled if known is not None else 0,
+        "num_quarantined": bad.num_rows,
+        "quarantined": quarantine.count_reasons(bad),
+        "bytes": sum(source.size for source in sources),
+    }
+
+
+def load_index(artifact: Artifact, columns: list[str] | None = None) -> pa.Table:
+    """The rows by sample_id, which is the first column; columns: those wanted besides, default all."""
+    table = pa.concat_tables([part.select(columns) if columns else part for part in artifact.tables()])
+    return table.add_column(0, "sample_id", pa.array(np.arange(table.num_rows, dtype=np.int64)))
+
+
+def load_shards(artifact: Artifact) -> list[Shard]:
+    """All shards in order, also those without a row."""
+    return [Shard(**row) for row in artifact.table("shards").to_pylist()]
+
+
+def check_unchanged(artifact: Artifact) -> None:
+    """DataError if the recipe's shards are not the ones that were indexed: other files, or other bytes in them."""
+    known = load_shards(artifact)
+    config = DataConfig.model_validate_json(json.dumps(artifact.manifest["config"]))
+    found = {source.uri for source in shards.find(config.patterns)}
+    for uri in sorted(found ^ {shard.uri for shard in known}):
+        change = "was not there" if uri in found else "is not matched any more, though it was"
+        raise DataError(f"the shard {uri!r} {change} when data.shards was indexed: index it under another root")
+    shards.check_all(known)
+
+
+def _drop_repeated(
+    indexed: list[IndexedShard], uri: str, resources: Resources, progress: Progress
+) -> list[IndexedShard]:
+    """Keys that several shards share stay in the first one; the later rows move to the quarantine."""
+    earlier = _sharing(indexed)
+    items = [
+        (indexed[later], [part for number in sorted(numbers) if (part := indexed[number].part)])
+        for later, numbers in sorted(earlier.items())
+    ]
+    if not items:
+        return indexed
+    task = partial(_without_repeated, uri=uri)
+    mended = dict(
+        zip(sorted(earlier), map_items(items, task, resources=resources, progress=progress, unit="shards"), strict=True)
+    )
+    return [mended.get(number, item) for number, item in enumerate(indexed)]
+
+
+def _sharing(indexed: list[IndexedShard]) -> dict[int, set[int]]:
+    """For every shard with a hash that an earlier one has: which earlier ones. Equal hashes are not yet equal keys."""
+    hashes = np.concatenate([np.frombuffer(item.hashes, np.uint64) for item in indexed])
+    owner = np.repeat(np.arange(len(indexed)), [len(item.hashes) // 8 for item in indexed])
+    _, position, group = np.unique(hashes, return_index=True, return_inverse=True)
+    first = owner[position][group]
+    repeated = np.flatnonzero(owner != first)
+    earlier: dict[int, set[int]] = {}
+    for later, number in zip(owner[repeated].tolist(), first[repeated].tolist(), strict=True):
+        earlier.setdefault(later, set()).add(number)
+    return earlier
+
+
+def _without_repeated(item: tuple[IndexedShard, list[Part]], uri: str) -> IndexedShard:
+    """One task: the shard's rows without the keys of the given parts of earlier shards."""
+    shard, earlier = item
+    assert shard.part is not None
+    rows = _read_part(uri, shard.part)
+    keys = pa.concat_arrays([_read_part(uri, part)["key"].combine_chunks() for part in earlier])
+    repeated = pc.is_in(rows["key"], keys)
+    kept, dropped = rows.filter(pc.invert(repeated)), rows.filter(repeated)
+    bad = [
+        quarantine.entry(shard.source.uri, row["row"], row["key"], "duplicate key", "an earlier shard has it")
+        for row in dropped.select(["row", "key"]).to_pylist()
+    ]
+    table = pa.concat_tables([shard.bad, pa.Table.from_pylist(bad, quarantine.SCHEMA)]).sort_by("row")
+    part = write_table_part(uri, shard.part.name.rsplit("-", 1)[0], kept) if kept.num_rows else None
+    return replace(shard, part=part, num_labelled=kept.num_rows - kept["label"].null_count, bad=table)
+
+
+def _read_part(uri: str, part: Part) -> pa.Table:
+    return pq.read_table(io.BytesIO(storage.read_verified(storage.join(uri, part.name), part.sha256)))

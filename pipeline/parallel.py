@@ -1,0 +1,80 @@
+"""A function over many items as Ray Data tasks, with errors and progress as if it ran here."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from pipeline.errors import SemiPruneError
+from pipeline.resources import Resources
+from pipeline.stage import Progress
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class _Box:
+    """Keeps Arrow from taking a Python value apart: items and results travel as they are."""
+
+    content: Any
+
+
+def map_items(
+    items: Sequence[Item],
+    function: Callable[[Item], Result],
+    *,
+    resources: Resources,
+    progress: Progress,
+    unit: str,
+) -> list[Result]:
+    """`[function(item) for item in items]`, one Ray task per item, as many at a time as `resources` have cores.
+
+    Results come back through this process: keep them small, write the rest from the task. Ray may run a task twice, so
+    what it writes needs a name of its own. A SemiPruneError raised by a task is raised here, as it is; `progress`
+    hears of every finished item.
+    """
+    import ray.data
+    from ray.data import TaskPoolStrategy
+
+    total = len(items)
+    progress(0, total, unit)
+    if not items:
+        return []
+    _silence()
+    rows = [{"position": position, "value": _Box(item)} for position, item in enumerate(items)]
+    dataset = ray.data.from_items(rows, override_num_blocks=total).map(
+        partial(_apply, function=function),
+        num_cpus=1,
+        compute=TaskPoolStrategy(size=min(total, resources.num_workers * resources.cpus_per_worker)),
+    )
+    results: dict[int, Result] = {}
+    for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for position, box in zip(block["position"].to_pylist(), block["value"].to_pylist(), strict=True):
+            if isinstance(box.content, SemiPruneError):
+                raise box.content
+            results[position] = box.content
+            progress(len(results), total, unit)
+    return [results[position] for position in range(total)]
+
+
+def _apply(row: dict[str, Any], function: Callable[[Any], Any]) -> dict[str, Any]:
+    """Inside the task. Deliberate errors are results: Ray would wrap them in its own and log a traceback."""
+    try:
+        value = function(row["value"].content)
+    except SemiPruneError as error:
+        value = error
+    return {"position": row["position"], "value": _Box(value)}
+
+
+def _silence() -> None:
+    """Ray Data says what it does in its log file, not on the terminal."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL)

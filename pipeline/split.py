@@ -1,0 +1,114 @@
+"""Stage `split`: which labels the run may see, and which of them are kept to check pseudo-labels."""
+
+import math
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pydantic import Field
+
+from pipeline import counter
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.index import load_index
+from pipeline.resources import Resources
+from pipeline.stage import Artifact, Output, Progress
+
+Ids = NDArray[np.int64]
+
+
+class SplitConfig(Config):
+    """The `split` section of a recipe.
+
+    num_labelled: how many labels are visible, None for every one that the data has; draw: "uniform" over images (what
+    the methods' papers call randomly labelled) or "per_class" (as many of each class, which uses knowledge of the
+    class); holdout_fraction: of the visible labels, withheld from training to check pseudo-labels.
+    """
+
+    num_labelled: Annotated[int, Field(ge=1)] | None = None
+    draw: Literal["uniform", "per_class"] = "uniform"
+    holdout_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
+
+
+class SplitStageConfig(Config):
+    """The settings with the seed of the run."""
+
+    seed: int
+    settings: SplitConfig
+
+
+def run(
+    inputs: Mapping[str, Artifact], config: SplitStageConfig, out: Output, *, resources: Resources, progress: Progress
+) -> dict[str, Any]:
+    """Draw the visible labels; part: sample_id, label, role "train" or "holdout". inputs: index.
+
+    Every label that is not drawn stays behind here. Raises UserError if there are too few, or if a class would have no
+    training label.
+    """
+    index = inputs["index"]
+    rows = load_index(index, ["label"])
+    rows = rows.filter(pc.is_valid(rows["label"]))
+    ids, labels = rows["sample_id"].to_numpy(), rows["label"].to_numpy()
+    num_classes = index.metrics["num_classes"]
+    drawn = _draw(ids, labels, num_classes, config.seed, config.settings)
+    ids, labels = ids[drawn], labels[drawn]
+    _check_classes(labels, num_classes)
+    held = _hold_out(ids, labels, config.seed, config.settings.holdout_fraction)
+    role = np.where(held, "holdout", "train")
+    out.write_table(pa.table({"sample_id": ids, "label": labels, "role": pa.array(role.tolist(), pa.string())}))
+    counts = np.bincount(labels[~held], minlength=num_classes)
+    return {
+        "num_train": int((~held).sum()),
+        "num_holdout": int(held.sum()),
+        "class_counts": {str(label): int(count) for label, count in enumerate(counts)},
+    }
+
+
+def _draw(ids: Ids, labels: Ids, num_classes: int, seed: int, settings: SplitConfig) -> NDArray[np.bool_]:
+    """Which of the labelled rows are visible; each draw depends on (seed, sample_id) alone."""
+    wanted = len(ids) if settings.num_labelled is None else settings.num_labelled
+    if wanted > len(ids):
+        raise UserError(
+            f"split.num_labelled={wanted} but the data has {len(ids)} labels: lower it, or label more images"
+        )
+    if wanted == len(ids):
+        return np.ones(len(ids), bool)
+    if settings.draw == "uniform":
+        return np.isin(ids, counter.permutation(seed, "split-draw", 0, ids)[:wanted])
+    quota = np.full(num_classes, wanted // num_classes)
+    quota[counter.permutation(seed, "split-quota", 0, np.arange(num_classes))[: wanted % num_classes]] += 1
+    drawn = np.zeros(len(ids), bool)
+    for label in range(num_classes):
+        own = ids[labels == label]
+        if len(own) < quota[label]:
+            raise UserError(
+                f"split.draw='per_class' takes {quota[label]} labels of class {label} but the data has {len(own)}: "
+                "lower split.num_labelled, or choose 'uniform'"
+            )
+        drawn |= np.isin(ids, counter.permutation(seed, "split-draw", 0, own)[: quota[label]])
+    return drawn
+
+
+def _check_classes(labels: Ids, num_classes: int) -> None:
+    missing = np.setdiff1d(np.arange(num_classes), labels)
+    if len(missing):
+        others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise UserError(
+            f"class {missing[0]}{others} has no training label among the {len(labels)} drawn: label at least one image "
+            f"of class {missing[0]}, or raise split.num_labelled"
+        )
+
+
+def _hold_out(ids: Ids, labels: Ids, seed: int, fraction: float) -> NDArray[np.bool_]:
+    """Which of the visible rows are withheld: floor(fraction * n), fewer where it would take a class's last label."""
+    order = counter.permutation(seed, "split-holdout", 0, ids)
+    positions = np.searchsorted(ids, order)
+    _, kept = np.unique(labels[positions], return_index=True)
+    candidates = np.delete(positions, kept)
+    held = np.zeros(len(ids), bool)
+    held[candidates[: math.floor(Fraction(str(fraction)) * len(ids))]] = True
+    return held

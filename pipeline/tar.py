@@ -1,0 +1,138 @@
+"""Tar shards as bytes: which samples a shard holds and where. Nothing is extracted, nothing is executed.
+
+A sample is a run of members that share WebDataset's key: the path up to the first dot of the basename, folder
+included; the rest is the extension.
+"""
+
+import io
+import re
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from pipeline.errors import SemiPruneError
+
+BLOCK = 512
+END = bytes(2 * BLOCK)
+"""What closes an archive: two zero blocks."""
+
+_NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)")
+# Line breaks would tear a list of keys apart; surrogates are bytes of a name that is not UTF-8.
+_UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+class NotATarError(SemiPruneError):
+    """The bytes cannot be read as a tar archive; the message says why."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file of a sample: its lower-case extension, and where its payload is in the archive."""
+
+    extension: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Members that share a key.
+
+    row: position among all samples of the shard; offset, length: span in the archive of all its members with every
+    header, a multiple of 512 bytes; defect, detail: why it cannot be used, or "".
+    """
+
+    row: int
+    key: str
+    members: tuple[Member, ...]
+    offset: int
+    length: int
+    defect: str = ""
+    detail: str = ""
+
+
+def scan(data: bytes) -> list[Sample]:
+    """The samples of an archive, in order; NotATarError if it is none.
+
+    An archive is whole only if its end marker follows the last member. Where it does not, the last sample may lack
+    members and is marked as a "truncated shard"; those before it are complete.
+    """
+    if data[:2] == b"\x1f\x8b":
+        raise NotATarError("it is compressed with gzip; shards must be plain tar files")
+    samples: list[Sample] = []
+    end, damage = 0, ""
+    try:
+        for info, start, end in _members(data):
+            _append(samples, info, start, end)
+    except tarfile.ReadError as error:
+        if not samples:
+            raise NotATarError(str(error)) from error
+        damage = str(error)
+    if not damage and data and data[end : end + BLOCK] != bytes(BLOCK):
+        damage = "no end marker follows the last member"
+    if damage:
+        samples[-1] = replace(samples[-1], defect="truncated shard", detail=f"{damage}, at byte {end} of {len(data)}")
+    return samples
+
+
+def _members(data: bytes) -> Iterator[tuple[tarfile.TarInfo, int, int]]:
+    """Every entry with the span of its headers, payload and padding; tarfile.ReadError where the archive breaks off."""
+    if not data:
+        return
+    end = 0
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:", encoding="utf-8", errors="surrogateescape") as archive:
+        while (info := _next(archive)) is not None:
+            start, end = end, archive.offset
+            if info.size < 0 or end <= start:
+                raise tarfile.ReadError("a member has a negative size")
+            if archive.pax_headers.keys() - {"comment"}:
+                # It would change members far away from it, also in an exported shard.
+                raise tarfile.ReadError("a pax global header changes all members")
+            yield info, info.offset, end
+
+
+def _next(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
+    try:
+        return archive.next()
+    except Exception as error:  # hostile headers make tarfile raise ValueError, OverflowError, RecursionError, ...
+        raise tarfile.ReadError(str(error) or type(error).__name__) from error
+
+
+def _append(samples: list[Sample], info: tarfile.TarInfo, start: int, end: int) -> None:
+    """Add a member to the last sample, or begin a new one."""
+    if info.isdir():
+        return
+    match = _NAME.fullmatch(info.name)
+    key, extension = (match[1], match[2].lower()) if match else (info.name, "")
+    defect = detail = ""
+    if match is None or _UNWRITABLE.search(info.name):
+        key, defect = info.name.encode("unicode_escape").decode(), "unusable name"
+        detail = "a member's name must be printable text with a stem and an extension"
+    elif info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or info.issparse():
+        defect, detail = "not a regular file", f"member {info.name!r} is a link, a device or sparse"
+    member = Member(extension, info.offset_data, info.size)
+    last = samples[-1] if samples else None
+    if last and last.key == key and extension not in {other.extension for other in last.members}:
+        samples[-1] = replace(
+            last,
+            members=(*last.members, member),
+            length=end - last.offset,
+            defect=last.defect or defect,
+            detail=last.detail or detail,
+        )
+    else:
+        samples.append(Sample(len(samples), key, (member,), start, end - start, defect, detail))
+
+
+def pack(members: Iterable[tuple[str, bytes]]) -> bytes:
+    """Files as archive members, without the end marker: equal names and payloads give equal bytes.
+
+    Plain USTAR headers; a long or non-ASCII name gets a pax record of its own.
+    """
+    blocks = []
+    for name, payload in members:
+        info = tarfile.TarInfo(name)
+        info.size = len(payload)
+        padding = bytes(-len(payload) % BLOCK)
+        blocks += [info.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict"), payload, padding]
+    return b"".join(blocks)

@@ -1,0 +1,104 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import split
+from pipeline.errors import UserError
+from pipeline.split import SplitConfig, SplitStageConfig
+from pipeline.stage import Artifact
+from tests.pipeline.making import run_stage, table_artifact
+
+LABELS = [None if n % 5 == 4 else n % 3 for n in range(120)]
+
+
+def make_index(root, labels, num_classes=3, parts=1) -> Artifact:
+    tables = [
+        pa.table({"key": [f"k{n}" for n in ids], "label": pa.array([labels[n] for n in ids], pa.int64())})
+        for ids in np.array_split(np.arange(len(labels)), parts)
+    ]
+    artifact = table_artifact(root, "index", tables)
+    return Artifact(artifact.uri, {**artifact.manifest, "metrics": {"num_classes": num_classes}})
+
+
+def run(root, labels=LABELS, seed=0, num_classes=3, parts=1, **choices):
+    config = SplitStageConfig(seed=seed, settings=SplitConfig(**choices))
+    artifact = run_stage(root, "split", split.run, config, {"index": make_index(root, labels, num_classes, parts)})
+    return artifact, artifact.table().to_pylist()
+
+
+def test_only_drawn_labels_leave(tmp_path):
+    artifact, rows = run(tmp_path, num_labelled=30)
+    assert len(rows) == 30
+    assert [row["sample_id"] for row in rows] == sorted({row["sample_id"] for row in rows})
+    assert all(row["label"] == LABELS[row["sample_id"]] for row in rows)
+    assert sum(row["role"] == "holdout" for row in rows) == 6
+    assert {row["role"] for row in rows} == {"train", "holdout"}
+    assert artifact.table().schema.types == [pa.int64(), pa.int64(), pa.string()]
+    metrics = artifact.metrics
+    assert (metrics["num_train"], metrics["num_holdout"]) == (24, 6)
+    counts = np.bincount([row["label"] for row in rows if row["role"] == "train"])
+    assert metrics["class_counts"] == {str(label): int(count) for label, count in enumerate(counts)}
+
+
+def test_without_a_number_every_label_is_visible(tmp_path):
+    _, rows = run(tmp_path, holdout_fraction=0.0)
+    assert [row["sample_id"] for row in rows] == [n for n in range(120) if LABELS[n] is not None]
+    assert {row["role"] for row in rows} == {"train"}
+
+
+def test_the_draw_depends_on_the_seed_and_not_on_parts(tmp_path):
+    def table(name, **kw):
+        return run(tmp_path / name, num_labelled=30, **kw)[1]
+
+    assert table("a") == table("b", parts=7)
+    assert table("a") != table("c", seed=1)
+
+
+def test_an_image_is_drawn_whatever_else_is_in_the_data(tmp_path):
+    _, few = run(tmp_path / "a", num_labelled=20)
+    _, more = run(tmp_path / "b", num_labelled=40)
+    assert {row["sample_id"] for row in few} < {row["sample_id"] for row in more}
+
+
+@pytest.mark.parametrize(("wanted", "counts"), [(30, [10, 10, 10]), (31, [10, 10, 11]), (32, [10, 11, 11])])
+def test_per_class_takes_as_many_of_each(tmp_path, wanted, counts):
+    _, rows = run(tmp_path, num_labelled=wanted, draw="per_class")
+    assert sorted(np.bincount([row["label"] for row in rows])) == counts
+
+
+def test_uniform_draws_every_row_equally_often(tmp_path):
+    ids, labels = np.arange(60), np.arange(60) % 3
+    counts = sum(split._draw(ids, labels, 3, seed, SplitConfig(num_labelled=20)).astype(int) for seed in range(600))
+    assert counts.sum() == 600 * 20
+    assert 150 < counts.min() <= counts.max() < 250
+
+
+@settings(deadline=None)
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=1, max_size=60),
+    fraction=st.sampled_from([0.0, 0.1, 0.2, 0.29, 0.5, 0.99]),
+    seed=st.integers(0, 2**40),
+)
+def test_the_holdout_never_takes_the_last_label_of_a_class(labels, fraction, seed):
+    ids, labels = np.arange(len(labels)) * 3, np.array(labels)
+    held = split._hold_out(ids, labels, seed, fraction)
+    assert set(labels[~held]) == set(labels)
+    assert held.sum() == min(int(round(fraction * 100) * len(labels) // 100), len(labels) - len(set(labels)))
+
+
+def test_too_few_labels(tmp_path):
+    with pytest.raises(UserError, match=r"split\.num_labelled=97 but the data has 96 labels"):
+        run(tmp_path, num_labelled=97)
+    with pytest.raises(UserError, match="takes 5 labels of class 2 but the data has 3"):
+        run(tmp_path, labels=[0, 1] * 20 + [2] * 3, num_labelled=15, draw="per_class")
+
+
+def test_a_class_without_a_label_is_named_with_the_next_step(tmp_path):
+    with pytest.raises(UserError, match=r"class 3 has no training label .* label at least one image of class 3, or"):
+        run(tmp_path, num_classes=4)
+    with pytest.raises(UserError, match=r"class 0 \(and 2 more\) has no training label among the 0 drawn"):
+        run(tmp_path, labels=[None] * 5)
+    with pytest.raises(UserError, match="has no training label among the 2 drawn"):
+        run(tmp_path, num_labelled=2)
