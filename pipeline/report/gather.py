@@ -1,0 +1,221 @@
+"""The JSON twin: every number that the report shows, from artifacts alone. The HTML is rendered from it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.report import tables
+from pipeline.report.selections import Scored, histogram
+from pipeline.report.verdict import compare, headline, wilson
+from pipeline.stage import Artifact
+
+QUARANTINE_ROWS = 20
+STAGES = ("index", "pixels", "split", "ssl", "pseudo_label", "proxy", "score", "select", "export", "evaluate")
+Inputs = Mapping[str, Artifact]
+
+
+def gather(inputs: Inputs, title: str, examples: int) -> dict[str, Any]:
+    """Everything as JSON values; fractions, never percent. Sections that a run lacks are None."""
+    num_samples = inputs["index"].metrics["num_samples"]
+    pool = tables.by_id(inputs["pseudo_label"], ["pseudo_label", "confidence", "train_label"], num_samples)
+    names = _class_names(inputs["index"])
+    chosen = {name.removeprefix("select:"): artifact for name, artifact in inputs.items() if name.startswith("select:")}
+    kept = {name: _kept(artifact, num_samples) for name, artifact in chosen.items()}
+    accuracy = _accuracy(inputs.get("evaluate"), chosen)
+    split = inputs["split"].metrics
+    return {
+        "title": title,
+        "headline": headline([row for row in accuracy["rows"] if row["is_coreset"]] if accuracy else []),
+        "num_samples": num_samples,
+        "num_classes": len(names),
+        "labels_paid": split["num_train"] + split["num_holdout"],
+        "labels_train": split["num_train"],
+        "labels_holdout": split["num_holdout"],
+        "accuracy": accuracy,
+        "selections": _selections(inputs, chosen, kept, pool, names, examples),
+        "class_balance": {
+            "classes": names,
+            "pool": _counts(pool["pseudo_label"], len(names)),
+            "coresets": [
+                {"name": name, "counts": _counts(pool["pseudo_label"][rows], len(names))} for name, rows in kept.items()
+            ],
+        },
+        "pseudo_labels": _pseudo_labels(inputs["pseudo_label"], pool["confidence"], names),
+        "history": {
+            "ssl": tables.history(inputs["ssl"], ["step", "loss_labelled", "loss_unlabelled", "mask_rate"]),
+            "proxy": tables.history(inputs["proxy"], ["epoch", "loss", "accuracy"]),
+        },
+        "data": {
+            **{name: inputs["index"].metrics[name] for name in ("num_samples", "num_shards", "bytes")},
+            "num_quarantined": inputs["index"].metrics["num_quarantined"],
+            "reasons": inputs["index"].metrics["quarantined"],
+            "quarantine": tables.head(inputs["index"], "quarantine", QUARANTINE_ROWS),
+        },
+        **_provenance(inputs),
+    }
+
+
+def _class_names(index: Artifact) -> list[str]:
+    config = index.manifest["config"]
+    return list(config["classes"]) or [str(label) for label in range(config["num_classes"])]
+
+
+def _kept(select: Artifact, num_samples: int) -> NDArray[np.bool_]:
+    kept = np.zeros(num_samples, dtype=bool)
+    for _, table in tables.parts(select, ["sample_id"]):
+        kept[table["sample_id"].to_numpy()] = True
+    return kept
+
+
+def _counts(labels: NDArray[np.int64], num_classes: int) -> list[int]:
+    return [int(count) for count in np.bincount(labels, minlength=num_classes)]
+
+
+def _accuracy(evaluate: Artifact | None, chosen: Mapping[str, Artifact]) -> dict[str, Any] | None:
+    """Each subset's accuracy over seeds, next to the random subset of the same size."""
+    if evaluate is None:
+        return None
+    seeds: dict[tuple[str, float], list[float]] = {}
+    for row in evaluate.table().to_pylist():
+        seeds.setdefault((row["subset"], row["keep_fraction"]), []).append(row["accuracy"])
+    rows = [
+        {
+            "subset": row["subset"],
+            "is_coreset": row["subset"] in chosen,
+            "keep_fraction": row["keep_fraction"],
+            "num_samples": row["num_samples"],
+            "mean": row["mean"],
+            "std": row["std"],
+            "num_seeds": row["seeds"],
+            "accuracies": seeds[row["subset"], row["keep_fraction"]],
+        }
+        for row in evaluate.metrics["rows"]
+    ]
+    random = {row["num_samples"]: row for row in rows if row["subset"] == "random"}
+    full = next((row["mean"] for row in rows if row["subset"] == "full"), None)
+    for row in rows:
+        if row["is_coreset"]:
+            row |= {"name": row["subset"], **compare(row, random.get(row["num_samples"]))}
+    return {"test_size": evaluate.metrics["test_size"], "full": full, "rows": rows}
+
+
+def _selections(
+    inputs: Inputs,
+    chosen: Mapping[str, Artifact],
+    kept: Mapping[str, NDArray[np.bool_]],
+    pool: Mapping[str, NDArray[Any]],
+    names: Sequence[str],
+    count: int,
+) -> list[dict[str, Any]]:
+    """Per selection its facts, and where it uses a score the histogram and examples along it."""
+    columns = {name: _score_column(artifact) for name, artifact in chosen.items()}
+    used = sorted({column for column in columns.values() if column is not None})
+    scores = tables.by_id(inputs["score"], used, len(pool["pseudo_label"])) if used else {}
+    described: list[dict[str, Any]] = []
+    for name, artifact in chosen.items():
+        export = inputs.get(f"export:{name}")
+        metrics = artifact.metrics
+        facts = ("name", "selector", "score", "method", "keep_fraction", "budget", "num_samples")
+        described.append(
+            {key: metrics[key] for key in (*facts, "labelled_in_coreset", "annotation_bill")}
+            | {"key": artifact.manifest["key"], "export": export.metrics if export else None}
+            | {
+                "column": columns[name],
+                "harder": None,
+                "histogram": None,
+                "examples": [],
+                "beyond": [],
+                "num_beyond": 0,
+            }
+        )
+        column = columns[name]
+        if column is None:
+            continue
+        scored = Scored(scores[column], inputs["score"].metrics["harder"][column], kept[name])
+        beyond = scored.beyond_the_hard_cut()
+        described[-1] |= {
+            "harder": scored.harder,
+            "histogram": histogram(scored, metrics["cuts"]),
+            "examples": _examples(*scored.along_the_score(count), scored, pool, names),
+            "beyond": _examples(beyond[:count], np.arange(len(beyond))[:count] / len(kept[name]), scored, pool, names),
+            "num_beyond": len(beyond),
+        }
+    _name_examples(inputs, described)
+    return described
+
+
+def _score_column(select: Artifact) -> str | None:
+    cuts = select.metrics["cuts"]
+    column: str | None = cuts["column"] if cuts else select.metrics["score"]
+    return column
+
+
+def _examples(
+    ids: NDArray[np.int64],
+    quantiles: NDArray[np.float64],
+    scored: Scored,
+    pool: Mapping[str, NDArray[Any]],
+    names: Sequence[str],
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "sample_id": int(sample),
+            "harder_share": float(quantile),
+            "score": float(scored.values[sample]),
+            "kept": bool(scored.kept[sample]),
+            "label": names[pool["train_label"][sample]],
+            "pseudo_label": names[pool["pseudo_label"][sample]],
+            "confidence": float(pool["confidence"][sample]),
+        }
+        for sample, quantile in zip(ids, quantiles, strict=True)
+    ]
+
+
+def _name_examples(inputs: Inputs, described: Sequence[dict[str, Any]]) -> None:
+    """Give every example its key and whether its label was paid: looked up once, for the few that are shown."""
+    examples = [example for selection in described for row in ("examples", "beyond") for example in selection[row]]
+    ids = np.array([example["sample_id"] for example in examples], dtype=np.int64)
+    keys = tables.keys(inputs["index"], ids)
+    paid = set(inputs["split"].table()["sample_id"].to_pylist())
+    for example in examples:
+        example |= {"key": keys[example["sample_id"]], "label_paid": example["sample_id"] in paid}
+
+
+def _pseudo_labels(artifact: Artifact, confidence: NDArray[np.float32], names: Sequence[str]) -> dict[str, Any]:
+    metrics = artifact.metrics
+    total, correct = metrics["num_holdout"], metrics["holdout_correct"]
+    counts, edges = np.histogram(confidence, bins=50, range=(0, 1))
+    return {
+        "num_holdout": total,
+        "holdout_correct": correct,
+        "holdout_accuracy": metrics["holdout_accuracy"],
+        "interval": list(wilson(correct, total)) if total else None,
+        "mean_confidence": metrics["mean_confidence"],
+        "per_class": [
+            {"class": names[int(label)], "correct": right, "total": seen, "interval": list(wilson(right, seen))}
+            for label, (right, seen) in sorted(metrics["holdout_per_class"].items(), key=lambda item: int(item[0]))
+        ],
+        "confidence": {"edges": edges.tolist(), "counts": counts.tolist()},
+    }
+
+
+def _provenance(inputs: Inputs) -> dict[str, Any]:
+    """What is needed to do it again: config, key and seconds of every stage, and what it ran with."""
+    manifests = sorted(
+        (artifact.manifest for artifact in inputs.values()), key=lambda manifest: STAGES.index(manifest["stage"])
+    )
+    libraries = [*manifests[0]["libraries"], "python"]
+    return {
+        "stages": [
+            {name: manifest[name] for name in ("stage", "title", "version", "key", "config", "seconds", "resources")}
+            for manifest in manifests
+        ],
+        "libraries": {
+            name: sorted({{**manifest["libraries"], "python": manifest["python"]}[name] for manifest in manifests})
+            for name in libraries
+        },
+        "cores": sorted({manifest["cores"] for manifest in manifests}),
+        "commits": sorted({manifest["commit"] for manifest in manifests if manifest["commit"]}),
+    }

@@ -1,0 +1,76 @@
+"""The page: the template and how numbers are written in it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pipeline.report.figures import SERIES
+
+THIN = "\N{NARROW NO-BREAK SPACE}"
+
+
+def count(value: int) -> str:
+    """1797 -> 1,797."""
+    return f"{value:,}"
+
+
+def percent(fraction: float, digits: int = 1) -> str:
+    """0.9312 -> 93.1 %."""
+    return f"{100 * fraction:.{digits}f}{THIN}%"
+
+
+def share(part: int, whole: int) -> str:
+    """The part as percent of the whole."""
+    return percent(part / max(whole, 1))
+
+
+def points(difference: float) -> str:
+    """A difference of fractions in percentage points, with its sign: 0.021 -> +2.1."""
+    return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def size(num_bytes: float) -> str:
+    """Bytes in the largest unit that leaves a number of at least 1."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g}{THIN}{unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:,.1f}{THIN}TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the units a person would say."""
+    if seconds < 60:
+        return f"{seconds:.1f}{THIN}s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}{THIN}min {rest:02d}{THIN}s"
+    return f"{minutes // 60}{THIN}h {minutes % 60:02d}{THIN}min"
+
+
+def number(value: float) -> str:
+    """Four significant digits."""
+    return f"{value:.4g}".replace("-", "\N{MINUS SIGN}")
+
+
+def settings(config: Mapping[str, Any]) -> str:
+    """A stage's config as YAML, as it could stand in a recipe."""
+    return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=60).strip() if config else "defaults"
+
+
+def render(report: Mapping[str, Any], figures: Mapping[str, Any], pictures: Mapping[int, str]) -> str:
+    """The HTML of a report: whatever comes from data is escaped, and nothing is loaded from anywhere."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for write in (count, percent, share, points, size, duration, number, settings):
+        environment.filters[write.__name__] = write
+    template = environment.get_template("template.html.j2")
+    return template.render(report=report, figures=figures, pictures=pictures, series=SERIES)

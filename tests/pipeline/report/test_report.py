@@ -1,0 +1,208 @@
+import dataclasses
+import html
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from unittest.mock import ANY
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline import report
+from pipeline.report import page
+from pipeline.resources import Resources
+from pipeline.stage import Artifact, Output
+
+EVIL = "<script>alert('key')</script>"
+PROBE = """<script>
+addEventListener("load", () => {
+  const resources = performance.getEntriesByType("resource").map((entry) => entry.name);
+  const charts = [...document.querySelectorAll("figure svg")].map((svg) => svg.getBoundingClientRect().height);
+  document.body.dataset.probe = JSON.stringify({
+    broken: [...document.images].filter((image) => !image.naturalWidth).length,
+    loaded: resources.filter((name) => !name.startsWith("data:")),
+    wide: document.documentElement.scrollWidth > innerWidth,
+    charts: charts.filter((height) => height > 80).length,
+  });
+});
+</script>"""
+Inputs = dict[str, Artifact]
+
+
+def make(inputs: Inputs, root: Path, **settings: Any) -> tuple[str, dict[str, Any]]:
+    """The page and its twin."""
+    out = Output(str(root))
+    report.run(
+        inputs, report.ReportConfig(**settings), out, resources=Resources(), progress=lambda done, total, unit: None
+    )
+    assert [part.name for part in out.parts] == ["report.json", "report.html"]
+    return (root / "report.html").read_text(), json.loads((root / "report.json").read_text())
+
+
+def changed(artifact: Artifact, **metrics: Any) -> Artifact:
+    return dataclasses.replace(artifact, manifest={**artifact.manifest, "metrics": {**artifact.metrics, **metrics}})
+
+
+class Page(HTMLParser):
+    """What a reader sees, and every place from which a browser would load something."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.tags: list[str] = []
+        self.words: list[str] = []
+        self.feed(source)
+        self.text = re.sub(r"\s+", " ", " ".join(self.words).replace(page.THIN, " "))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        loading = ("src", "href", "xlink:href", "srcset", "data", "action", "poster", "background")
+        self.loads += [value or "" for name, value in attributes if name in loading]
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1] != "style":
+            self.words.append(data)
+
+
+def test_loads_nothing_from_anywhere_and_runs_nothing(inputs: Inputs, tmp_path: Path) -> None:
+    source, _ = make(inputs, tmp_path / "report")
+    seen = Page(source)
+    assert len(seen.loads) > 30
+    assert [load for load in seen.loads if not load.startswith(("data:", "#"))] == []
+    assert re.findall(r"@import|url\((?!#)|https?:", source) == []
+    assert not {"script", "link rel=stylesheet", "iframe", "object", "embed"} & set(seen.tags)
+    assert re.findall(r"<[^>]* on\w+=", source) == []
+
+
+def test_what_comes_from_data_is_text(inputs: Inputs, tmp_path: Path) -> None:
+    classes = ("<b>zero</b>", "$one$", "two & a half", *"3456789")
+    index = inputs["index"]
+    config = {**index.manifest["config"], "classes": classes}
+    inputs = {**inputs, "index": dataclasses.replace(index, manifest={**index.manifest, "config": config})}
+    source, twin = make(inputs, tmp_path / "report", title="<i>title</i>")
+    assert twin["selections"][0]["beyond"][0]["key"] == EVIL
+    for raw in (EVIL, "<b>zero", "<i>title", "digit-<b>bold"):
+        assert raw not in source and raw in html.unescape(source)
+    assert "two &amp; a half" in source and "$one$" in source
+
+
+def test_equal_inputs_give_equal_bytes(inputs: Inputs, tmp_path: Path) -> None:
+    assert make(inputs, tmp_path / "one") == make(inputs, tmp_path / "two")
+
+
+def test_the_twin_holds_what_the_page_shows(inputs: Inputs, tmp_path: Path) -> None:
+    source, twin = make(inputs, tmp_path / "report")
+    text = Page(source).text
+    shown = [twin["headline"], f"{twin['num_samples']:,}", f"{twin['labels_paid']:,}"]
+    for row in twin["accuracy"]["rows"]:
+        shown.append(f"{row['subset']} {100 * row['mean']:.1f} ± {100 * row['std']:.1f} %")
+        if row["is_coreset"]:
+            shown += [f"{page.points(row['difference'])} {row['verdict']}"]
+    for selection in twin["selections"]:
+        shown.append(f"{selection['budget']} of {twin['num_samples']} (30.0 %)")
+        shown.append(f"Annotation bill {selection['annotation_bill']} labels")
+        for example in selection["examples"] + selection["beyond"]:
+            fate = ("kept" if example["kept"] else "pruned") + "*" * example["label_paid"]
+            shown.append(f"{example['label']} {fate} {page.number(example['score'])} {example['key']}")
+    balance = twin["class_balance"]
+    for place, name in enumerate(balance["classes"]):
+        counts = [balance["pool"][place], *(coreset["counts"][place] for coreset in balance["coresets"])]
+        shown.append(" ".join(map(str, [name, *counts])))
+    pseudo = twin["pseudo_labels"]
+    low, high = pseudo["interval"]
+    shown.append(f"{100 * pseudo['holdout_accuracy']:.1f} % {100 * low:.1f} to {100 * high:.1f} % with 95 % confidence")
+    shown += [f"{row['class']} {row['correct']} {row['total']}" for row in pseudo["per_class"]]
+    shown += [f"{stage['title']} {stage['seconds']:.1f} s" for stage in twin["stages"]]
+    shown += [stage["key"] for stage in twin["stages"]]
+    shown += [f"{row['reason']} {row['key']}".strip() for row in twin["data"]["quarantine"]]
+    assert [words for words in shown if re.sub(r"\s+", " ", words) not in text] == []
+
+
+def test_the_twin_counts_right(inputs: Inputs, tmp_path: Path) -> None:
+    _, twin = make(inputs, tmp_path / "report", examples=5)
+    cutoff, beta = twin["selections"]
+    assert (cutoff["num_beyond"], len(cutoff["beyond"]), beta["num_beyond"]) == (60, 5, 0)
+    assert cutoff["histogram"]["cuts"] and beta["histogram"]["cuts"] is None
+    for selection in (cutoff, beta):
+        assert (sum(selection["histogram"]["pool"]), sum(selection["histogram"]["kept"])) == (600, 180)
+        assert len(selection["examples"]) == 5
+    assert [sum(coreset["counts"]) for coreset in twin["class_balance"]["coresets"]] == [180, 180]
+    assert [row["verdict"] for row in twin["accuracy"]["rows"] if row["is_coreset"]] == ["better", "within spread"]
+    assert [stage["stage"] for stage in twin["stages"]][-5:] == ["select", "select", "export", "export", "evaluate"]
+
+
+def worse(inputs: Inputs) -> Inputs:
+    rows = inputs["evaluate"].metrics["rows"]
+    rows = [{**row, "mean": 0.5} if row["subset"].startswith("semi") else row for row in rows]
+    return inputs | {"evaluate": changed(inputs["evaluate"], rows=rows)}
+
+
+def unmeasured(inputs: Inputs) -> Inputs:
+    held_out = {"num_holdout": 0, "holdout_correct": 0, "holdout_accuracy": None, "holdout_per_class": {}}
+    return {name: artifact for name, artifact in inputs.items() if name != "evaluate"} | {
+        "pseudo_label": changed(inputs["pseudo_label"], **held_out)
+    }
+
+
+def one_seed(inputs: Inputs) -> Inputs:
+    rows = [{**row, "std": 0.0, "seeds": 1} for row in inputs["evaluate"].metrics["rows"]]
+    return inputs | {"evaluate": changed(inputs["evaluate"], rows=rows)}
+
+
+def without_a_score(inputs: Inputs) -> Inputs:
+    return inputs | {
+        name: changed(artifact, score=None, cuts=None) for name, artifact in inputs.items() if "select:" in name
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (worse, "semi_aum_cutoff and semi_dual_beta are worse than random of the same size by 40.2 points."),
+        (unmeasured, "The coresets were not compared with random ones: what they are worth has not been measured."),
+        (unmeasured, "no labels were held out"),
+        (one_seed, "One seed only, so no verdict"),
+        (without_a_score, "This selector uses no score."),
+    ],
+)
+def test_says_so_when(change: Callable[[Inputs], Inputs], said: str, inputs: Inputs, tmp_path: Path) -> None:
+    source, _ = make(change(inputs), tmp_path / "report")
+    assert said in Page(source).text
+
+
+def test_a_class_that_was_never_predicted_has_its_row(inputs: Inputs, tmp_path: Path) -> None:
+    held_out = {**inputs["pseudo_label"].metrics["holdout_per_class"], "9": [0, 7]}
+    paid = inputs["pseudo_label"].table()
+    never = np.where(paid["pseudo_label"].to_numpy() == 9, 3, paid["pseudo_label"].to_numpy())
+    out = Output(str(tmp_path / "pseudo_label"))
+    part = out.write_table(paid.set_column(1, "pseudo_label", pa.array(never)))
+    manifest = {**inputs["pseudo_label"].manifest, "parts": [dataclasses.asdict(part)]}
+    changed_labels = changed(Artifact(out.uri, manifest), holdout_per_class=held_out)
+    _, twin = make(inputs | {"pseudo_label": changed_labels}, tmp_path / "report")
+    assert (len(twin["class_balance"]["pool"]), twin["class_balance"]["pool"][9]) == (10, 0)
+    assert twin["pseudo_labels"]["per_class"][-1] == {"class": "9", "correct": 0, "total": 7, "interval": ANY}
+
+
+def test_a_browser_shows_it(inputs: Inputs, tmp_path: Path) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium on PATH: the page was checked as text only")
+    source, twin = make(inputs, tmp_path / "report")
+    probed = tmp_path / "probed.html"
+    probed.write_text(source.replace("</body>", f"{PROBE}</body>"))
+    quiet = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
+    options = [*quiet.split(), "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}"]
+    command = [chromium, "--headless", *options, "--window-size=500,900", "--dump-dom", probed.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    found = re.search(r'data-probe="([^"]*)"', dom)
+    assert found
+    assert json.loads(html.unescape(found[1])) == {"broken": 0, "loaded": [], "wide": False, "charts": 9}
+    text = Page(dom).text
+    assert twin["headline"] in text
+    assert all(page.points(row["difference"]) in text for row in twin["accuracy"]["rows"] if row["is_coreset"])
