@@ -1,0 +1,58 @@
+"""One Ray for a run: a cluster that is there already, or a private one on this machine."""
+
+import contextlib
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+
+from pipeline.errors import UserError
+from pipeline.resources import Resources
+
+
+@contextlib.contextmanager
+def connected(resources: Resources) -> Iterator[None]:
+    """Ray for the length of the block; one that is connected already is left as it was.
+
+    With RAY_ADDRESS set, as in a submitted job, it is that cluster; else a Ray of this process's own, which ends with
+    it and admits only holders of a token made for it.
+    """
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = os.environ.get("RAY_ADDRESS")
+    if not address and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    import ray  # not before: it reads the variables above when it is imported
+
+    if ray.is_initialized():
+        yield
+        return
+    for name in ("ray", "ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    common = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address:
+        ray.init(address=address, **common)
+    else:
+        cores = max(os.cpu_count() or 1, resources.num_workers * resources.cpus_per_worker)
+        ray.init(num_cpus=cores, include_dashboard=False, **common)
+    try:
+        _check_room(resources)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_room(resources: Resources) -> None:
+    """A training that can never be placed would wait for ever; say so instead."""
+    import ray
+
+    have = ray.cluster_resources()
+    for kind, each in (("CPU", resources.cpus_per_worker), ("GPU", resources.gpus_per_worker)):
+        wanted = each * resources.num_workers
+        if wanted > have.get(kind, 0) and "RAY_ADDRESS" not in os.environ:
+            raise UserError(
+                f"resources ask for {wanted:g} {kind}s ({resources.num_workers} workers of {each:g}) but this machine "
+                f"has {have.get(kind, 0):g}: lower resources.num_workers or run on a cluster"
+            )

@@ -1,0 +1,87 @@
+"""The stages of a recipe, in the order in which they can run."""
+
+from collections.abc import Mapping
+
+from pipeline import evaluate, export, index, pixels, proxy, pseudo_label, report, score, select, split, ssl
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.recipe import Recipe
+from pipeline.stage import Run, Stage
+
+
+def build(recipe: Recipe) -> list[Stage]:
+    """Every stage after its inputs; the same recipe gives the same keys anywhere."""
+    seed, num_classes = recipe.seed, recipe.data.num_classes
+    stages: list[Stage] = []
+
+    def add(name: str, version: int, config: Config, inputs: Mapping[str, Stage], run: Run, title: str = "") -> Stage:
+        stages.append(Stage(name, version, config, inputs, run, title))
+        return stages[-1]
+
+    data = add("index", 1, recipe.data, {}, index.run)
+    images = add("pixels", 1, pixels.PixelsConfig.of(recipe.data), {"index": data}, pixels.run)
+    parts = add("split", 1, split.SplitStageConfig(seed=seed, settings=recipe.split), {"index": data}, split.run)
+    model = add(
+        "ssl",
+        1,
+        ssl.SslConfig(seed=seed, num_classes=num_classes, training=recipe.ssl),
+        {"pixels": images, "split": parts},
+        ssl.run,
+    )
+    labels = add(
+        "pseudo_label", 1, recipe.pseudo_label, {"pixels": images, "split": parts, "ssl": model}, pseudo_label.run
+    )
+    trained = add(
+        "proxy",
+        1,
+        proxy.ProxyConfig(seed=seed, num_classes=num_classes, training=recipe.proxy),
+        {"pixels": images, "pseudo_label": labels},
+        proxy.run,
+    )
+    scores = add("score", 1, recipe.score, {"proxy": trained}, score.run)
+    inputs = {
+        "index": data,
+        "pixels": images,
+        "split": parts,
+        "ssl": model,
+        "pseudo_label": labels,
+        "proxy": trained,
+        "score": scores,
+    }
+    selections = {}
+    for config in recipe.select:
+        name = config.name
+        if "seed" not in config.model_fields_set:
+            config = config.model_copy(update={"seed": seed})
+        chosen = add("select", 1, config, {"score": scores, "split": parts}, select.run, title=f"select {name}")
+        exported = {"index": data, "pseudo_label": labels, "score": scores, "select": chosen}
+        selections[f"select:{name}"] = chosen
+        inputs[f"export:{name}"] = add("export", 1, recipe.export, exported, export.run, title=f"export {name}")
+    if recipe.evaluate is not None:
+        test = recipe.data.model_copy(update={"shards": recipe.evaluate.test_shards, "labels": None})
+        test_data = add("index", 1, test, {}, index.run, title="index test")
+        test_images = add(
+            "pixels", 1, pixels.PixelsConfig.of(test), {"index": test_data}, pixels.run, title="pixels test"
+        )
+        tests = {"test_index": test_data, "test_pixels": test_images}
+        inputs["evaluate"] = add(
+            "evaluate",
+            1,
+            evaluate.EvaluateConfig(seed=seed, num_classes=num_classes, settings=recipe.evaluate),
+            {"index": data, "pixels": images, **tests, **selections},
+            evaluate.run,
+        )
+        inputs |= tests
+    add("report", 1, recipe.report, {**inputs, **selections}, report.run)
+    return stages
+
+
+def needed(stages: list[Stage], name: str) -> list[Stage]:
+    """The stages called `name` and all that they read, in the plan's order; UserError if the recipe has none."""
+    wanted = {stage.key for stage in stages if stage.name == name}
+    if not wanted:
+        raise UserError(f"the recipe has no {name!r} section: add one, or run another command")
+    for stage in reversed(stages):
+        if stage.key in wanted:
+            wanted |= {source.key for source in stage.inputs.values()}
+    return [stage for stage in stages if stage.key in wanted]

@@ -1,0 +1,115 @@
+"""Stage `pseudo_label`: what the semi-supervised model says of every image, kept by sample_id."""
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import storage
+from pipeline.config import Config
+from pipeline.parallel import map_items
+from pipeline.pixels import Pixels
+from pipeline.resources import Resources
+from pipeline.ssl import SslConfig
+from pipeline.stage import Artifact, Output, Part, Progress, write_table_part
+
+if TYPE_CHECKING:
+    from models.training import Predictor
+
+ROWS_PER_TASK = 8192
+
+
+class PseudoLabelConfig(Config):
+    """labelled_rows: what the proxy trains on where a label was paid for, that label or the model's."""
+
+    labelled_rows: Literal["ground_truth", "model"] = "ground_truth"
+
+
+def run(
+    inputs: Mapping[str, Artifact], config: PseudoLabelConfig, out: Output, *, resources: Resources, progress: Progress
+) -> dict[str, Any]:
+    """Predict the pool; part: sample_id, pseudo_label, confidence, margin (first minus second), train_label.
+
+    inputs: pixels, split, ssl. Metrics: agreement with the held-out labels, which the model has not seen.
+    """
+    num_samples = inputs["pixels"].metrics["num_samples"]
+    starts = list(range(0, num_samples, ROWS_PER_TASK))
+    predict = partial(
+        _predict,
+        pixels=inputs["pixels"],
+        split=inputs["split"],
+        ssl=inputs["ssl"],
+        labelled_rows=config.labelled_rows,
+        uri=out.uri,
+        threads=resources.cpus_per_worker,
+    )
+    for part in map_items(starts, predict, resources=resources, progress=progress, unit="parts"):
+        out.add(Part(**part))
+    artifact = Artifact(out.uri, {"parts": [vars(part) for part in out.parts]})
+    return _check(artifact.table(), inputs["split"].table())
+
+
+def _check(predicted: pa.Table, split: pa.Table) -> dict[str, Any]:
+    holdout = split.filter(pc.equal(split["role"], "holdout"))
+    ids, truth = holdout["sample_id"].to_numpy(), holdout["label"].to_numpy()
+    assert np.array_equal(predicted["sample_id"].to_numpy(), np.arange(predicted.num_rows))
+    right = predicted["pseudo_label"].to_numpy()[ids] == truth
+    return {
+        "num_samples": predicted.num_rows,
+        "num_holdout": len(ids),
+        "holdout_correct": int(right.sum()),
+        "holdout_accuracy": float(right.mean()) if len(ids) else None,
+        "holdout_per_class": {
+            str(label): [int(right[truth == label].sum()), int((truth == label).sum())] for label in np.unique(truth)
+        },
+        "mean_confidence": float(predicted["confidence"].to_numpy().astype(np.float64).mean()),
+    }
+
+
+@lru_cache(maxsize=1)
+def _load(uri: str, name: str, checksum: str, config_json: str) -> "Predictor":
+    """The model, once per worker process."""
+    import torch
+
+    from models.training import Predictor
+
+    config = SslConfig.model_validate_json(config_json)
+    weights = storage.read_verified(storage.join(uri, name), checksum)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Predictor(config.training.model, config.num_classes, weights, config.training.precision, device)
+
+
+def _predict(
+    start: int, pixels: Artifact, split: Artifact, ssl: Artifact, labelled_rows: str, uri: str, threads: int
+) -> dict[str, Any]:
+    """One task: ids `start` .. `start + ROWS_PER_TASK - 1`."""
+    import torch
+
+    torch.set_num_threads(threads)
+    images = Pixels.open(pixels)
+    ids = np.arange(start, min(start + ROWS_PER_TASK, len(images)), dtype=np.int64)
+    (model,) = ssl.parts("model")
+    predictor = _load(ssl.uri, model.name, model.sha256, json.dumps(ssl.manifest["config"]))
+    probabilities = torch.softmax(predictor.predict(images.take(ids)), dim=1)
+    top, order = probabilities.topk(2, dim=1)
+    pseudo_label = order[:, 0].numpy().astype(np.int64)
+    train_label = pseudo_label.copy()
+    if labelled_rows == "ground_truth":
+        known = split.table()
+        known_ids, known_labels = known["sample_id"].to_numpy(), known["label"].to_numpy()
+        here = (known_ids >= ids[0]) & (known_ids <= ids[-1])
+        train_label[known_ids[here] - start] = known_labels[here]
+    table = pa.table(
+        {
+            "sample_id": ids,
+            "pseudo_label": pseudo_label,
+            "confidence": top[:, 0].numpy(),
+            "margin": (top[:, 0] - top[:, 1]).numpy(),
+            "train_label": train_label,
+        }
+    )
+    return vars(write_table_part(uri, f"part-{start // ROWS_PER_TASK:06d}", table))

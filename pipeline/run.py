@@ -1,0 +1,95 @@
+"""Runs a plan: finished stages are found, the others run in order, each commits before the next begins."""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline import storage
+from pipeline.cluster import connected
+from pipeline.index import check_unchanged
+from pipeline.resources import Resources
+from pipeline.stage import Artifact, Output, Progress, Stage
+
+PLAN = "_PLAN.json"
+
+
+class Display(Protocol):
+    """What a run tells the person in front of it."""
+
+    def stage(self, title: str) -> AbstractContextManager[Progress]:
+        """A stage runs inside the block."""
+
+    def skipped(self, title: str, key: str) -> None:
+        """A stage was found done."""
+
+
+def execute(
+    stages: Sequence[Stage], root: str, resources: Resources, display: Display, recipe: dict[str, Any]
+) -> list[Artifact]:
+    """Bring every stage to its committed artifact; what is done is not done again.
+
+    recipe: kept beside the plan, so that the run directory alone tells what it is. Raises DataError if a shard is not
+    the one that was indexed.
+    """
+    storage.write(storage.join(root, PLAN), json.dumps(describe(stages, recipe), indent=1).encode())
+    done: dict[str, Artifact] = {}
+    with ExitStack() as ray:
+        for stage in stages:
+            artifact = stage.load(root)
+            if artifact is None:
+                ray.enter_context(connected(resources))
+                artifact = _run(stage, root, done, resources, display)
+            else:
+                display.skipped(stage.title, stage.key)
+                if stage.name == "index":
+                    check_unchanged(artifact)
+            done[stage.key] = artifact
+    return [done[stage.key] for stage in stages]
+
+
+def describe(stages: Sequence[Stage], recipe: dict[str, Any]) -> dict[str, Any]:
+    """The plan as JSON: enough to say, from the run directory alone, what is done and what is missing."""
+    return {
+        "recipe": recipe,
+        "stages": [{"stage": stage.name, "title": stage.title, "key": stage.key} for stage in stages],
+    }
+
+
+def _run(stage: Stage, root: str, done: dict[str, Artifact], resources: Resources, display: Display) -> Artifact:
+    out = Output(stage.uri(root))
+    inputs = {name: done[source.key] for name, source in stage.inputs.items()}
+    started = time.monotonic()
+    with display.stage(stage.title) as progress:
+        metrics = stage.run(inputs, stage.config, out, resources=resources, progress=progress)
+    facts = {"seconds": round(time.monotonic() - started, 3), "resources": resources.model_dump(), **environment()}
+    return stage.commit(root, out, metrics, facts)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, cores and the git commit of the code, as far as they are known."""
+    libraries = ("ray", "torch", "torchvision", "pyarrow", "numpy")
+    return {
+        "libraries": {name: version(name) for name in libraries},
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The checkout's commit, or None for an installed package or without git."""
+    here = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()

@@ -1,0 +1,112 @@
+"""Stage `ssl`: a semi-supervised model from the labelled training rows and all images."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from models.semi_supervised import SemiSupervisedConfig
+from pipeline import epoch_plan
+from pipeline.batches import make_batch
+from pipeline.config import Config
+from pipeline.epochs import EpochLog
+from pipeline.pixels import Pixels
+from pipeline.resources import Resources
+from pipeline.stage import Artifact, Output, Progress
+from pipeline.training import Worker, check_batch, train
+
+if TYPE_CHECKING:
+    from models.batch import Batch
+
+
+class SslConfig(Config):
+    """The algorithm and its training; num_classes as the data has it."""
+
+    seed: int
+    num_classes: int
+    training: SemiSupervisedConfig
+
+
+def run(
+    inputs: Mapping[str, Artifact], config: SslConfig, out: Output, *, resources: Resources, progress: Progress
+) -> dict[str, Any]:
+    """Train; parts: `model` (EMA weights) and `history` (one row per commit: step, losses, mask_rate).
+
+    inputs: pixels, split.
+    """
+    training = config.training
+    check_batch("ssl.batch_size", training.batch_size, resources)
+    check_batch("ssl.batch_size * ssl.unlabelled_ratio", training.batch_size * training.unlabelled_ratio, resources)
+    log = EpochLog(f"{out.uri}/training")
+    train(
+        _loop,
+        {"pixels": inputs["pixels"], "split": inputs["split"], "config": config, "uri": log.uri},
+        out.uri,
+        resources,
+        progress,
+        total=training.steps,
+        unit="steps",
+    )
+    commits = log.commits()
+    out.write_table(pa.Table.from_pylist([commit.facts["metrics"] for commit in commits]), "history")
+    num_samples = inputs["pixels"].metrics["num_samples"]
+    out.write("model", ".pt", _weights(config, num_samples, log.read_checkpoint(commits[-1])))
+    return {"steps": training.steps, "algorithm": training.algorithm}
+
+
+def _weights(config: SslConfig, num_samples: int, checkpoint: bytes) -> bytes:
+    """The EMA weights inside a training checkpoint."""
+    import torch
+
+    from models.semi_supervised import SemiSupervisedTrainer
+
+    trainer = SemiSupervisedTrainer(config.training, config.num_classes, config.seed, torch.device("cpu"), num_samples)
+    trainer.restore(checkpoint)
+    return trainer.weights()
+
+
+def _loop(worker: Worker, pixels: Artifact, split: Artifact, config: SslConfig, uri: str) -> None:
+    """What every worker runs: from the last commit to the last step."""
+    from models.semi_supervised import SemiSupervisedTrainer
+
+    training, seed = config.training, config.seed
+    images = Pixels.open(pixels)
+    roles = split.table()
+    labelled = roles.filter(pc.equal(roles["role"], "train"))
+    labels = np.full(len(images), -1, dtype=np.int64)
+    labels[labelled["sample_id"].to_numpy()] = labelled["label"].to_numpy()
+
+    log = EpochLog(uri)
+    trainer = SemiSupervisedTrainer(training, config.num_classes, seed, worker.device, len(images))
+    last = worker.agree(log.latest() if worker.rank == 0 else None)
+    if last is not None:
+        trainer.restore(log.read_checkpoint(last))
+    step = last.facts["step"] if last else 0
+
+    def batches(first: int) -> Iterator[tuple["Batch", "Batch"]]:
+        size, size_u = training.batch_size, training.batch_size * training.unlabelled_ratio
+        ids_l = labelled["sample_id"].to_numpy()
+        ids_u = np.arange(len(images), dtype=np.int64)
+        place = (worker.rank, worker.world_size)
+        for mine_l, mine_u in zip(
+            epoch_plan.endless_batches(seed, "ssl-labelled", first, ids_l, size, *place),
+            epoch_plan.endless_batches(seed, "ssl-unlabelled", first, ids_u, size_u, *place),
+            strict=True,
+        ):
+            yield make_batch(images, labels, mine_l, size), make_batch(images, labels, mine_u, size_u)
+
+    stream = batches(step)
+    while step < training.steps:
+        until = min(training.steps, step + training.checkpoint_every)
+        metrics = trainer.train_steps(range(step, until), stream, worker.tick)
+        step = until
+        worker.tick(step)
+        if worker.rank == 0:
+            log.commit(
+                -(-step // training.checkpoint_every) - 1,
+                files=[],
+                checkpoint=trainer.state(),
+                facts={"step": step, "world_size": worker.world_size, "metrics": {"step": step, **metrics}},
+            )

@@ -1,0 +1,164 @@
+"""Runs a training loop on the workers of a Ray Train group and tells how far it is.
+
+A loop keeps its state in the run directory alone (`pipeline.epochs`). When a worker dies, Ray Train starts the whole
+group again and the loop continues from its last commit, just as it does after a new start of the driver.
+"""
+
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline import storage
+from pipeline.errors import SemiPruneError, UserError
+from pipeline.resources import Resources
+from pipeline.stage import Progress
+
+if TYPE_CHECKING:
+    import torch
+
+
+class _Position:
+    """Where the loop is: an actor, written by rank 0, read by the driver."""
+
+    def __init__(self) -> None:
+        self._done = 0
+
+    def set(self, done: int) -> None:
+        self._done = done
+
+    def get(self) -> int:
+        return self._done
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What a loop knows about its place in the group. device: where it computes; tick(done): tells the driver."""
+
+    rank: int
+    world_size: int
+    device: "torch.device"
+    tick: Callable[[int], None]
+
+    def agree(self, value: Any) -> Any:
+        """Rank 0's value, on every rank: for what each would otherwise read for itself at another moment."""
+        import torch.distributed as dist
+
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in rank order, on every rank."""
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+
+Loop = Callable[..., None]
+"""`loop(worker: Worker, **arguments)`, importable by name in every worker process."""
+
+
+def _work(config: dict[str, Any]) -> None:
+    """Runs in each Ray Train worker."""
+    import torch
+    from ray import train
+    from ray.train.torch import get_device
+
+    torch.set_num_threads(config["threads"])
+    context = train.get_context()
+    rank, last = context.get_world_rank(), 0.0
+
+    def tick(done: int) -> None:
+        nonlocal last
+        if rank == 0 and time.monotonic() - last > 0.2:
+            config["position"].set.remote(done)
+            last = time.monotonic()
+
+    config["loop"](Worker(rank, context.get_world_size(), get_device(), tick), **config["arguments"])
+
+
+def train(
+    loop: Loop, arguments: dict[str, Any], uri: str, resources: Resources, progress: Progress, total: int, unit: str
+) -> None:
+    """Run `loop` on `resources.num_workers` workers until it returns on all of them.
+
+    uri: the stage's folder, where Ray Train may keep its own notes. Raises the SemiPruneError that a worker raised.
+    """
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    position = ray.remote(num_cpus=0)(_Position).remote()
+    use_gpu = resources.gpus_per_worker > 0
+    per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
+    if use_gpu:
+        per_worker["GPU"] = resources.gpus_per_worker
+    filesystem, path = storage.resolve(storage.join(uri, "ray-train"))
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={
+            "loop": loop,
+            "arguments": arguments,
+            "position": position,
+            "threads": resources.cpus_per_worker,
+        },
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=resources.num_workers, use_gpu=use_gpu, resources_per_worker=per_worker
+        ),
+        run_config=RunConfig(
+            name=uuid.uuid4().hex,
+            storage_path=path,
+            storage_filesystem=None if storage.is_local(uri) else _as_arrow(filesystem),
+            failure_config=FailureConfig(max_failures=resources.max_failures),
+        ),
+    )
+    raised: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # noqa: BLE001  raised again on the main thread
+            raised.append(error)
+
+    # Off the main thread, Ray Train leaves SIGINT alone: Ctrl-C then reaches us here, as anywhere else.
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.3)
+        progress(ray.get(position.get.remote()), total, unit)
+    if not raised:
+        progress(total, total, unit)
+        return
+    error = raised[0]
+    if isinstance(error, WorkerGroupError):
+        for failure in error.worker_failures.values():
+            cause = getattr(failure, "cause", failure)
+            if isinstance(cause, SemiPruneError):
+                raise cause from error
+    if isinstance(error, TrainingFailedError):
+        raise SemiPruneError(
+            f"the training failed {resources.max_failures + 1} times and stopped; what was committed is kept. "
+            f"Last cause: {str(error).strip().splitlines()[-1]}"
+        ) from error
+    raise error
+
+
+def _as_arrow(filesystem: Any) -> Any:
+    """Ray Train wants a pyarrow filesystem: hand it ours, credentials and endpoint included."""
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    return PyFileSystem(FSSpecHandler(filesystem))
+
+
+def check_batch(name: str, batch_size: int, resources: Resources) -> None:
+    """A global batch must be dealt out evenly; else a UserError that names both numbers."""
+    if batch_size % resources.num_workers:
+        raise UserError(
+            f"{name} {batch_size} is not a multiple of resources.num_workers {resources.num_workers}: change either"
+        )

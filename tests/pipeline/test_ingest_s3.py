@@ -1,0 +1,97 @@
+"""Shards and run directory in an object store, from the first byte to the exported shards."""
+
+import uuid
+
+import boto3
+import numpy as np
+import pyarrow as pa
+import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
+
+from pipeline import export, index, pixels, shards, storage
+from pipeline.errors import DataError, UserError
+from pipeline.index import DataConfig, check_unchanged, load_index, load_shards
+from pipeline.pixels import Pixels, PixelsConfig
+from pipeline.stage import Artifact, Output, Stage
+from tests.pipeline.making import image, silent, write_dataset
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """An empty bucket on a server of its own."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    name = uuid.uuid4().hex
+    boto3.client("s3").create_bucket(Bucket=name)
+    yield f"s3://{name}"
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+@pytest.fixture(autouse=True)
+def _in_this_process(monkeypatch):
+    """Ray's workers may be older than the server, so they would not find it."""
+
+    def here(items, function, *, resources, progress, unit):
+        return [function(item) for item in items]
+
+    for stage in (index, pixels, export):
+        monkeypatch.setattr(stage, "map_items", here)
+
+
+def run(root, name, stage_run, config, inputs) -> Artifact:
+    stage = Stage(name, 1, config, {}, stage_run)
+    out = Output(stage.uri(root))
+    return stage.commit(root, out, stage_run(inputs, config, out, resources=None, progress=silent), {})
+
+
+def test_ingest_and_export(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(pixels.tempfile, "tempdir", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    write_dataset(tmp_path / "data", num_shards=2)
+    for path in (tmp_path / "data").iterdir():
+        storage.write(f"{bucket}/data/{path.name}", path.read_bytes())
+    storage.write(f"{bucket}/labels.csv", b"key,label\ns001,1\n")
+    root = f"{bucket}/run"
+    config = DataConfig(shards=f"{bucket}/data/*.tar", num_classes=2, image_size=8, labels=f"{bucket}/labels.csv")
+    indexed = run(root, "index", index.run, config, {})
+    assert load_index(indexed)["key"].to_pylist() == [f"s{n:03d}" for n in range(8)]
+    assert load_index(indexed)["label"].to_pylist() == [None, 1] + [None] * 6
+    assert [shard.uri for shard in load_shards(indexed)] == [f"{bucket}/data/train-{n:06d}.tar" for n in range(2)]
+    check_unchanged(indexed)
+    assert shards.find([f"{bucket}/data/train-{{000000..000001}}.tar"]) == shards.find(config.patterns)
+
+    decoded = run(root, "pixels", pixels.run, PixelsConfig.of(config), {"index": indexed})
+    taken = Pixels.open(decoded).take(np.array([7, 0]))
+    np.testing.assert_array_equal(taken[1], pixels.images.decode(image(0), 8, 10**6))
+
+    rows = Output(f"{root}/rows")
+    rows.write_table(pa.table({"sample_id": [1, 6], "rank": [1, 0], "pseudo_label": [0, 1], "confidence": [0.5, 1.0]}))
+    table = Artifact(rows.uri, {"parts": [vars(part) for part in rows.parts]})
+    inputs = {"index": indexed, "select": table, "score": table, "pseudo_label": table}
+    exported = run(root, "export", export.run, export.ExportConfig(), inputs)
+    content = storage.read(f"{exported.uri}/shards/coreset-000000.tar")
+    assert image(1) in content
+    assert image(6) in content
+
+    storage.write(f"{bucket}/data/train-000001.tar", content)
+    with pytest.raises(DataError, match=r"train-000001\.tar' has changed"):
+        check_unchanged(indexed)
+
+
+def test_mistakes(bucket):
+    for pattern, message in (("no-{0..1}.tar", "there is no file"), ("no*.tar", "no file matches")):
+        with pytest.raises(UserError, match=message):
+            shards.find([f"{bucket}/{pattern}"])
+    with pytest.raises(UserError, match="there is no file"):
+        shards.find([f"s3://{uuid.uuid4().hex}/a.tar"])
