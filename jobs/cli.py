@@ -1,0 +1,211 @@
+"""The `semiprune` command. Each command parses, calls the pipeline and prints; nothing is computed here."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jobs.display import Display, error, table
+from pipeline.errors import SemiPruneError, UserError
+
+if TYPE_CHECKING:
+    from jobs.importers import Imported
+
+app = typer.Typer(
+    help="Choose the images worth labelling: semi-supervised dataset pruning on Ray.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+imports = typer.Typer(help="Make WebDataset shards from images you have.", no_args_is_help=True)
+app.add_typer(imports, name="import")
+
+RecipePath = Annotated[str, typer.Argument(help="Recipe: a YAML file, see jobs/recipes/.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Override one key of the recipe; may be repeated."),
+]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence and exit status 2."""
+    try:
+        app()
+    except UserError as mistake:
+        error(str(mistake))
+        sys.exit(2)
+    except SemiPruneError as failure:
+        error(str(failure))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        error("stopped; what was committed is kept, and the same command continues from there")
+        sys.exit(130)
+
+
+def _run(recipe: str, overrides: list[str] | None, until: str | None = None) -> None:
+    """Run the recipe, or the part of it that the stages named `until` need; then show the results."""
+    from pipeline import plan
+    from pipeline.recipe import load_recipe
+    from pipeline.run import execute
+
+    loaded = load_recipe(recipe, tuple(overrides or ()))
+    stages = plan.build(loaded)
+    if until is not None:
+        stages = plan.needed(stages, until)
+    with Display() as display:
+        artifacts = execute(stages, loaded.root, loaded.resources, display, loaded.model_dump(mode="json"))
+    from jobs.results import show
+
+    show(artifacts)
+
+
+@app.command()
+def run(recipe: RecipePath, set_: Overrides = None) -> None:
+    """Prune a dataset: run every stage of the recipe that is not done yet."""
+    _run(recipe, set_)
+
+
+@app.command()
+def export(recipe: RecipePath, set_: Overrides = None) -> None:
+    """Run the recipe as far as the coreset's lists and shards."""
+    _run(recipe, set_, until="export")
+
+
+@app.command()
+def evaluate(recipe: RecipePath, set_: Overrides = None) -> None:
+    """Run the recipe as far as training on coreset, random and full."""
+    _run(recipe, set_, until="evaluate")
+
+
+@app.command()
+def report(recipe: RecipePath, set_: Overrides = None) -> None:
+    """Run the recipe as far as its report, which is all of it."""
+    _run(recipe, set_, until="report")
+
+
+@app.command()
+def plan(recipe: RecipePath, set_: Overrides = None) -> None:
+    """Show the stages, their keys, and which are done; run nothing."""
+    from pipeline import plan as plans
+    from pipeline.recipe import load_recipe
+
+    loaded = load_recipe(recipe, tuple(set_ or ()))
+    rows = [(stage.title, stage.key, "done" if stage.load(loaded.root) else "to run") for stage in plans.build(loaded)]
+    table(f"Plan of {recipe} in {loaded.root}", ("stage", "key", "state"), rows)
+
+
+@app.command()
+def status(run: Annotated[str, typer.Argument(help="Run directory (the recipe's root).")]) -> None:
+    """Show how far a run is, from its directory alone."""
+    from pipeline.status import read_status
+
+    rows = [(row.title, row.key, row.state, row.detail) for row in read_status(run)]
+    table(f"Status of {run}", ("stage", "key", "state", "detail"), rows)
+
+
+@app.command()
+def score(
+    dynamics: Annotated[str, typer.Argument(help="Store of training dynamics: {root}/proxy/{key}/dynamics.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="Parquet file to write.")],
+    scores: Annotated[
+        list[str] | None, typer.Option("--score", "-s", help="Score, or score:option=value,..; all when none is named.")
+    ] = None,
+) -> None:
+    """Turn recorded training dynamics into difficulty scores, without a recipe."""
+    from jobs.kernels import score_store
+
+    rows = score_store(dynamics, out, scores or [])
+    table(f"Scores in {out}", ("score", "harder", "min", "mean", "max"), rows)
+
+
+@app.command()
+def select(
+    scores: Annotated[str, typer.Argument(help="Parquet file with sample_id and score columns.")],
+    selector: Annotated[str, typer.Argument(help="Selector: random, top_k, double_end, dual_beta.")],
+    keep_fraction: Annotated[float, typer.Option(help="Share of the pool to keep, above 0 and up to 1.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="Parquet file to write: the kept sample_ids.")],
+    seed: Annotated[int, typer.Option(help="Seed of random selectors.")] = 0,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", metavar="NAME=VALUE", help="Option of the selector.")
+    ] = None,
+) -> None:
+    """Select a coreset from a table of scores, without a recipe."""
+    from jobs.kernels import select_from_table
+
+    kept, num_samples = select_from_table(scores, selector, keep_fraction, seed, option or [], out)
+    table(f"Coreset in {out}", ("selector", "kept", "of"), [(selector, str(kept), str(num_samples))])
+
+
+@app.command()
+def doctor(
+    storage: Annotated[list[str] | None, typer.Argument(help="Locations to try, local or s3://.")] = None,
+) -> None:
+    """Examine this machine: Python, Ray, disk, memory, GPU, storage; a verdict and a fix for each."""
+    from pipeline.doctor import examine
+
+    findings = examine(storage or ["."])
+    table(
+        "This machine",
+        ("check", "verdict", "detail", "fix"),
+        [(finding.name, finding.verdict, finding.detail, finding.fix) for finding in findings],
+    )
+    if any(finding.verdict == "fail" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the demo's data and run directory go.")] = Path("demo"),
+    set_: Overrides = None,
+) -> None:
+    """Prune scikit-learn's handwritten digits, start to report, on this machine."""
+    from jobs.importers import write_digits
+
+    data = folder.absolute() / "data"
+    if not (data / "test-000000.tar").exists():
+        write_digits(str(data))
+    places = [
+        f"root={folder.absolute() / 'run'}",
+        f"data.shards={data}/train-{{000000..000005}}.tar",
+        f"evaluate.test_shards={data}/test-000000.tar",
+    ]
+    _run(str(Path(__file__).parent / "recipes" / "digits.yaml"), [*places, *(set_ or [])])
+
+
+@imports.command("imagefolder")
+def import_imagefolder(
+    source: Annotated[str, typer.Argument(help="Folder with one folder of images per class.")],
+    out: Annotated[str, typer.Argument(help="Folder for the shards.")],
+    samples_per_shard: Annotated[int, typer.Option(min=1)] = 2500,
+) -> None:
+    """Shards from DIR/class/image files; the image bytes stay as they are."""
+    from jobs.importers import import_imagefolder
+
+    _show_import(import_imagefolder(source, out, samples_per_shard))
+
+
+@imports.command("torchvision")
+def import_torchvision(
+    name: Annotated[str, typer.Argument(help="Dataset class of torchvision.datasets, such as CIFAR10.")],
+    out: Annotated[str, typer.Argument(help="Folder for the shards.")],
+    cache: Annotated[
+        str | None, typer.Option(help="Where torchvision keeps its download; a folder deleted afterwards by default.")
+    ] = None,
+    samples_per_shard: Annotated[int, typer.Option(min=1)] = 2500,
+) -> None:
+    """Shards from a torchvision dataset, train and test."""
+    from jobs.importers import import_torchvision
+
+    _show_import(import_torchvision(name, out, cache, samples_per_shard))
+
+
+def _show_import(written: "Imported") -> None:
+    rows = [(str(written.num_samples), str(len(written.classes)), str(len(written.shards)), written.shards[0])]
+    table("Imported", ("samples", "classes", "shards", "first shard"), rows)
+    if written.skipped:
+        typer.echo(f"Left out, no images: {len(written.skipped)} files, such as {written.skipped[0]}")
+
+
+if __name__ == "__main__":
+    main()

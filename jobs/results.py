@@ -1,0 +1,60 @@
+"""What a run shows when it ends: the accuracy table, the coresets and where the report is."""
+
+from collections.abc import Sequence
+
+import typer
+
+from jobs.display import table
+from pipeline import storage
+from pipeline.stage import Artifact
+
+
+def show(artifacts: Sequence[Artifact]) -> None:
+    """Print what the artifacts have to tell; stages that did not run are left out."""
+    for artifact in artifacts:
+        if artifact.manifest["stage"] == "pseudo_label" and artifact.metrics["holdout_accuracy"] is not None:
+            metrics = artifact.metrics
+            typer.echo(
+                f"Pseudo-labels: {metrics['holdout_correct']} of {metrics['num_holdout']} held-out labels predicted "
+                f"right ({metrics['holdout_accuracy']:.1%})"
+            )
+    coresets = [artifact for artifact in artifacts if artifact.manifest["stage"] == "select"]
+    if coresets:
+        rows = [
+            (
+                artifact.metrics["name"],
+                f"{artifact.metrics['budget']:,} of {artifact.metrics['num_samples']:,}",
+                f"{artifact.metrics['annotation_bill']:,}",
+            )
+            for artifact in coresets
+        ]
+        table("Coresets", ("selection", "images", "labels to pay for in all"), rows)
+    for artifact in artifacts:
+        if artifact.manifest["stage"] == "evaluate":
+            _show_evaluation(artifact)
+    for artifact in artifacts:
+        if artifact.manifest["stage"] == "export":
+            typer.echo(f"Coreset: {artifact.uri}")
+    for artifact in artifacts:
+        if artifact.manifest["stage"] == "report":
+            typer.echo(f"Report:  {storage.join(artifact.uri, 'report.html')}")
+
+
+def _show_evaluation(artifact: Artifact) -> None:
+    rows = artifact.metrics["rows"]
+    random = {row["keep_fraction"]: row["mean"] for row in rows if row["subset"] == "random"}
+    table(
+        f"Test accuracy, trained from scratch ({artifact.metrics['test_size']:,} test images)",
+        ("trained on", "images", "accuracy %", "vs random"),
+        [
+            (
+                row["subset"] if row["subset"] == "full" else f"{row['subset']} {row['keep_fraction']:.0%}",
+                f"{row['num_samples']:,}",
+                f"{100 * row['mean']:.2f} ± {100 * row['std']:.2f}",
+                ""
+                if row["subset"] in ("full", "random") or row["keep_fraction"] not in random
+                else f"{100 * (row['mean'] - random[row['keep_fraction']]):+.2f}",
+            )
+            for row in rows
+        ],
+    )

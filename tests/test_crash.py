@@ -1,0 +1,82 @@
+"""Killed at random points, a run continues by the same command and yields the same coreset, byte for byte."""
+
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.dynamics import DynamicsStore
+from tests.running import descendants, finish, kill_tree, run, start, tiny_recipe, wait_for
+
+
+def coresets(root: Path) -> dict[str, bytes]:
+    """Every exported file, by its place inside its export and in a fixed order."""
+    files = sorted(path for path in root.glob("export/*/**/*") if path.is_file() and path.name != "_MANIFEST.json")
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+
+def committed(root: Path, log: str, at_least: int) -> bool:
+    return len(list(root.glob(f"{log}/epoch-*.json"))) >= at_least
+
+
+@pytest.mark.timeout(300)
+def test_a_killed_run_continues_to_the_same_coreset(digits: Path, tmp_path: Path, reference_run: Path) -> None:
+    root, pause = tmp_path / "killed", random.Random(time.time_ns())
+    recipe = str(tiny_recipe(digits, root))
+
+    driver = start("run", recipe)
+    wait_for(lambda: committed(root, "ssl/*/training", 2), driver, "commit of ssl")
+    time.sleep(pause.uniform(0, 0.5))
+    kill_tree(driver)
+    assert not list(root.glob("ssl/*/_MANIFEST.json"))
+
+    driver = start("run", recipe)
+    wait_for(lambda: committed(root, "proxy/*/dynamics", 1), driver, "epoch of the proxy")
+    time.sleep(pause.uniform(0, 0.3))
+    workers = descendants(driver, "RayTrainWorker")
+    assert workers, "no training worker found to kill"
+    pause.choice(workers).send_signal(signal.SIGKILL)
+    wait_for(lambda: committed(root, "proxy/*/dynamics", 4), driver, "epoch after a worker's death")
+    for name in ("raylet/raylet", "gcs_server"):
+        for process in descendants(driver, name):
+            process.send_signal(signal.SIGKILL)
+    try:
+        driver.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        kill_tree(driver)
+    assert driver.returncode != 0
+
+    driver = start("run", recipe)
+    wait_for(lambda: bool(list(root.glob("score/*/_MANIFEST.json"))), driver, "scores")
+    time.sleep(pause.uniform(0, 2))
+    kill_tree(driver)
+
+    status, _, err = run("run", recipe)
+    assert status == 0, err
+    assert coresets(root) == coresets(reference_run)
+    (folder,) = root.glob("proxy/*/dynamics")
+    store = DynamicsStore(str(folder))
+    for epoch in store.epochs:
+        assert np.all(store.read(epoch, 0, store.num_samples).present)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("attempt", range(20))
+def test_kills_at_any_moment(digits: Path, tmp_path: Path, reference_run: Path, attempt: int) -> None:
+    root, chance = tmp_path / "killed", random.Random(attempt)
+    recipe = str(tiny_recipe(digits, root))
+    for _ in range(4):
+        driver = start("run", recipe)
+        time.sleep(chance.uniform(2, 25))
+        if driver.poll() is None:
+            kill_tree(driver)
+        else:
+            assert finish(driver)[0] == 0
+    status, _, err = run("run", recipe)
+    assert status == 0, err
+    assert coresets(root) == coresets(reference_run)
