@@ -56,7 +56,11 @@ def select_from_table(
         raise UserError(f"there is no file {scores!r}: write one with `semiprune score`") from error
     except pa.ArrowInvalid as error:
         raise UserError(f"{scores!r} is not a Parquet file: write one with `semiprune score`") from error
-    kept = select(table, selector, keep_fraction=keep_fraction, seed=seed, **parse_options(options))
+    chosen = parse_options(options)
+    taken = sorted({"keep_fraction", "seed"} & chosen.keys())
+    if taken:
+        raise UserError(f"{taken[0]!r} is no option of a selector: give it as --{taken[0].replace('_', '-')}")
+    kept = select(table, selector, keep_fraction=keep_fraction, seed=seed, **chosen)
     _write(out, pa.table({"sample_id": kept}))
     return len(kept), table.num_rows
 

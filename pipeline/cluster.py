@@ -26,32 +26,29 @@ def connected(resources: Resources) -> Iterator[None]:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     import ray  # not before: it reads the variables above when it is imported
 
-    if ray.is_initialized():
-        yield
-        return
     for name in ("ray", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    common = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address:
-        ray.init(address=address, **common)
-    else:
-        cores = max(os.cpu_count() or 1, resources.num_workers * resources.cpus_per_worker)
-        ray.init(num_cpus=cores, include_dashboard=False, **common)
+    ours = not ray.is_initialized()
+    if ours:
+        local = {} if address else {"include_dashboard": False}
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     try:
-        _check_room(resources)
+        if not address:
+            _check_room(resources)
         yield
     finally:
-        ray.shutdown()
+        if ours:
+            ray.shutdown()
 
 
 def _check_room(resources: Resources) -> None:
-    """A training that can never be placed would wait for ever; say so instead."""
+    """A training that can never be placed would wait for ever; say so instead. A cluster may still grow."""
     import ray
 
     have = ray.cluster_resources()
     for kind, each in (("CPU", resources.cpus_per_worker), ("GPU", resources.gpus_per_worker)):
         wanted = each * resources.num_workers
-        if wanted > have.get(kind, 0) and "RAY_ADDRESS" not in os.environ:
+        if wanted > have.get(kind, 0):
             raise UserError(
                 f"resources ask for {wanted:g} {kind}s ({resources.num_workers} workers of {each:g}) but this machine "
                 f"has {have.get(kind, 0):g}: lower resources.num_workers or run on a cluster"

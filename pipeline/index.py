@@ -116,6 +116,7 @@ def run(
         "num_shards": len(sources),
         "num_classes": config.num_classes,
         "num_labelled_rows": num_labelled,
+        "labels_sha256": storage.sha256(storage.read(config.labels)) if config.labels else None,
         "labels_unmatched": known.num_rows - num_labelled if known is not None else 0,
         "num_quarantined": bad.num_rows,
         "quarantined": quarantine.count_reasons(bad),
@@ -135,7 +136,7 @@ def load_shards(artifact: Artifact) -> list[Shard]:
 
 
 def check_unchanged(artifact: Artifact) -> None:
-    """DataError if the recipe's shards are not the ones that were indexed: other files, or other bytes in them."""
+    """DataError if shards or the table of labels are not what was indexed: other files, or other bytes in them."""
     known = load_shards(artifact)
     config = DataConfig.model_validate_json(json.dumps(artifact.manifest["config"]))
     found = {source.uri for source in shards.find(config.patterns)}
@@ -143,6 +144,14 @@ def check_unchanged(artifact: Artifact) -> None:
         change = "was not there" if uri in found else "is not matched any more, though it was"
         raise DataError(f"the shard {uri!r} {change} when data.shards was indexed: index it under another root")
     shards.check_all(known)
+    table = config.labels
+    if table and (
+        not storage.exists(table) or storage.sha256(storage.read(table)) != artifact.metrics["labels_sha256"]
+    ):
+        raise DataError(
+            f"the table of labels {table!r} has changed since indexing: put the old one back, or name the new one "
+            "differently in data.labels"
+        )
 
 
 def _drop_repeated(

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from pipeline import storage
 from pipeline.cluster import connected
+from pipeline.errors import SemiPruneError
 from pipeline.index import check_unchanged
 from pipeline.resources import Resources
 from pipeline.stage import Artifact, Output, Progress, Stage
@@ -66,8 +67,17 @@ def _run(stage: Stage, root: str, done: dict[str, Artifact], resources: Resource
     out = Output(stage.uri(root))
     inputs = {name: done[source.key] for name, source in stage.inputs.items()}
     started = time.monotonic()
+    from ray.exceptions import RayError
+
     with display.stage(stage.title) as progress:
-        metrics = stage.run(inputs, stage.config, out, resources=resources, progress=progress)
+        try:
+            metrics = stage.run(inputs, stage.config, out, resources=resources, progress=progress)
+        except RayError as error:
+            cause = str(error).strip().splitlines()[0]
+            raise SemiPruneError(
+                f"Ray gave up on the stage {stage.title!r}: {cause}; what was committed is kept, and the same command "
+                "continues from there"
+            ) from error
     facts = {"seconds": round(time.monotonic() - started, 3), "resources": resources.model_dump(), **environment()}
     return stage.commit(root, out, metrics, facts)
 

@@ -93,7 +93,7 @@ def train(
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    position = ray.remote(num_cpus=0)(_Position).remote()
+    position = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Position).remote()
     use_gpu = resources.gpus_per_worker > 0
     per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
     if use_gpu:

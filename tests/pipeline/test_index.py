@@ -39,6 +39,7 @@ def test_every_sample_gets_an_id_in_the_order_of_shards_and_rows(ray_local, tmp_
         "num_shards": 3,
         "num_classes": 2,
         "num_labelled_rows": 12,
+        "labels_sha256": None,
         "labels_unmatched": 0,
         "num_quarantined": 0,
         "quarantined": {},
@@ -187,6 +188,13 @@ def test_a_label_table_replaces_the_labels_of_the_shards(ray_local, tmp_path):
     assert load_index(artifact)["label"].to_pylist() == [None, 0, 1]
     assert quarantined(artifact) == [("train-000000.tar", 3, "s003", "label out of range")]
     assert (artifact.metrics["num_labelled_rows"], artifact.metrics["labels_unmatched"]) == (2, 2)
+    check_unchanged(artifact)
+    (tmp_path / "labels.parquet").write_bytes(b"other")
+    with pytest.raises(DataError, match=r"labels\.parquet' has changed since indexing"):
+        check_unchanged(artifact)
+    (tmp_path / "labels.parquet").unlink()
+    with pytest.raises(DataError, match=r"labels\.parquet' has changed since indexing"):
+        check_unchanged(artifact)
 
 
 def test_what_is_missing_is_said_before_any_work(tmp_path):
