@@ -38,9 +38,6 @@ def main() -> None:
     except SemiPruneError as failure:
         error(str(failure))
         sys.exit(1)
-    except KeyboardInterrupt:
-        error("stopped; what was committed is kept, and the same command continues from there")
-        sys.exit(130)
 
 
 def _run(recipe: str, overrides: list[str] | None, until: str | None = None) -> None:
@@ -53,8 +50,12 @@ def _run(recipe: str, overrides: list[str] | None, until: str | None = None) -> 
     stages = plan.build(loaded)
     if until is not None:
         stages = plan.needed(stages, until)
-    with Display() as display:
-        artifacts = execute(stages, loaded.root, loaded.resources, display, loaded.model_dump(mode="json"))
+    try:
+        with Display() as display:
+            artifacts = execute(stages, loaded.root, loaded.resources, display, loaded.model_dump(mode="json"))
+    except KeyboardInterrupt:
+        error("stopped; what was committed is kept, and the same command continues from there")
+        raise typer.Exit(130) from None
     from jobs.results import show
 
     show(artifacts)

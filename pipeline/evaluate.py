@@ -1,11 +1,6 @@
-"""Stage `evaluate`: is the coreset worth more than a random one? Trains from scratch on each and tests.
+"""Stage `evaluate`: is the coreset worth more than a random one? Trains from scratch on each and tests."""
 
-Every training is one task on one worker. Its result is kept under the hash of everything that determines it, so an
-interrupted evaluation continues and a changed selection trains only what is new.
-"""
-
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -15,13 +10,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from models.supervised import SupervisedConfig
-from pipeline import counter, epoch_plan, storage
-from pipeline.batches import make_batch
+from pipeline import counter, storage
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.final import FinalConfig, Images, train_and_test
 from pipeline.index import load_index
 from pipeline.labels import read_label_table
-from pipeline.pixels import Pixels
 from pipeline.resources import Resources
 from pipeline.stage import Artifact, Output, Progress
 
@@ -45,16 +39,28 @@ class EvaluateSettings(Config):
 
 
 class EvaluateConfig(Config):
-    """The settings with what the rest of the recipe decides."""
+    """The settings with what the rest of the recipe decides. labels_sha256: of the table `settings.labels`."""
 
     seed: int
     num_classes: int
+    labels_sha256: str | None
     settings: EvaluateSettings
+
+    @classmethod
+    def of(cls, settings: EvaluateSettings, seed: int, num_classes: int) -> "EvaluateConfig":
+        """The table of labels enters by its content: more annotations are another evaluation."""
+        checksum = None
+        if settings.labels is not None:
+            try:
+                checksum = storage.sha256(storage.read(settings.labels))
+            except FileNotFoundError as error:
+                raise UserError(f"evaluate.labels: there is no file {settings.labels!r}: check the path") from error
+        return cls(seed=seed, num_classes=num_classes, labels_sha256=checksum, settings=settings)
 
 
 @dataclass(frozen=True)
 class Subset:
-    """What one training trains on. name: "random", "full" or a selection's; draw: which random draw, else 0."""
+    """What a training trains on. name: "random", "full" or that of a selection."""
 
     name: str
     keep_fraction: float
@@ -76,10 +82,32 @@ def run(
             f"evaluate.test_shards: {int((test_labels < 0).sum())} test images have no label: label all of them"
         )
     selections = {name.removeprefix("select:"): art for name, art in inputs.items() if name.startswith("select:")}
-    cache = storage.join(out.uri.rsplit("/", 1)[0], "trainings")
-    rows = _train_all(
-        _subsets(selections, len(labels), config), labels, test_labels, inputs, config, cache, resources, progress
+    jobs = _subsets(selections, len(labels), config)
+    _check_labels([subset for subset, _ in jobs], labels)
+    accuracies = train_and_test(
+        [(subset.ids, seed) for subset, seed in jobs],
+        Images(inputs["pixels"], labels),
+        Images(inputs["test_pixels"], test_labels),
+        FinalConfig(
+            seed=config.seed,
+            num_classes=config.num_classes,
+            min_steps=config.settings.min_steps,
+            training=config.settings.training,
+        ),
+        storage.join(out.uri.rsplit("/", 1)[0], "trainings"),
+        resources=resources,
+        progress=progress,
     )
+    rows = [
+        {
+            "subset": subset.name,
+            "keep_fraction": subset.keep_fraction,
+            "num_samples": len(subset.ids),
+            "seed": seed,
+            "accuracy": accuracy,
+        }
+        for (subset, seed), accuracy in zip(jobs, accuracies, strict=True)
+    ]
     out.write_table(pa.Table.from_pylist(rows))
     return {"test_size": len(test_labels), "rows": _summary(rows)}
 
@@ -93,6 +121,16 @@ def _labels(index: Artifact, table: str | None) -> NDArray[np.int64]:
         for position, key in enumerate(rows["key"].to_pylist()):
             labels[position] = known.get(key, labels[position])
     return labels
+
+
+def _check_labels(subsets: Iterable[Subset], labels: NDArray[np.int64]) -> None:
+    for subset in subsets:
+        missing = int((labels[subset.ids] < 0).sum())
+        if missing:
+            raise UserError(
+                f"evaluate: {missing} of {len(subset.ids)} images of {subset.name!r} have no label: annotate them and "
+                "name the table in evaluate.labels, leave the subset out of evaluate.baselines, or remove `evaluate`"
+            )
 
 
 def _subsets(selections: Mapping[str, Artifact], num_samples: int, config: EvaluateConfig) -> list[tuple[Subset, int]]:
@@ -115,116 +153,6 @@ def _subsets(selections: Mapping[str, Artifact], num_samples: int, config: Evalu
                 ids = artifact.table()["sample_id"].to_numpy()
                 jobs += [(Subset(name, fraction, ids), seed) for seed in seeds]
     return jobs
-
-
-def _train_all(
-    jobs: list[tuple[Subset, int]],
-    labels: NDArray[np.int64],
-    test_labels: NDArray[np.int64],
-    inputs: Mapping[str, Artifact],
-    config: EvaluateConfig,
-    cache: str,
-    resources: Resources,
-    progress: Progress,
-) -> list[dict[str, Any]]:
-    import ray
-
-    for subset, _ in jobs:
-        missing = int((labels[subset.ids] < 0).sum())
-        if missing:
-            raise UserError(
-                f"evaluate: {missing} of {len(subset.ids)} images of {subset.name!r} have no label: annotate them and "
-                "name the table in evaluate.labels, leave the subset out of evaluate.baselines, or remove `evaluate`"
-            )
-    task = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_retries=3)(_train_one)
-    places: dict[int, str] = {}
-    waiting: list[int] = []
-    for position, (subset, seed) in enumerate(jobs):
-        content = json.dumps(
-            {
-                "version": 1,
-                "ids": storage.sha256(subset.ids.tobytes()),
-                "labels": storage.sha256(labels[subset.ids].tobytes()),
-                "images": [inputs["pixels"].manifest["key"], inputs["test_pixels"].manifest["key"]],
-                "training": config.settings.training.model_dump(mode="json"),
-                "rest": [config.seed, config.num_classes, config.settings.min_steps, seed],
-            },
-            sort_keys=True,
-        )
-        places[position] = storage.join(cache, f"{storage.sha256(content.encode())[:16]}.json")
-        if not storage.exists(places[position]):
-            waiting.append(position)
-    known = [ray.put(labels), ray.put(test_labels)]
-    running: dict[Any, int] = {}
-    done = len(jobs) - len(waiting)
-    progress(done, len(jobs), "trainings")
-    while waiting or running:
-        while waiting and len(running) < resources.num_workers:
-            position = waiting.pop(0)
-            subset, seed = jobs[position]
-            reference = task.remote(
-                subset.ids, *known, inputs["pixels"], inputs["test_pixels"], config, seed, resources.cpus_per_worker
-            )
-            running[reference] = position
-        (finished,), _ = ray.wait(list(running), num_returns=1)
-        position = running.pop(finished)
-        storage.write(places[position], json.dumps({"accuracy": ray.get(finished)}).encode())
-        done += 1
-        progress(done, len(jobs), "trainings")
-    return [
-        {
-            "subset": subset.name,
-            "keep_fraction": subset.keep_fraction,
-            "num_samples": len(subset.ids),
-            "seed": seed,
-            "accuracy": json.loads(storage.read(places[position]))["accuracy"],
-        }
-        for position, (subset, seed) in enumerate(jobs)
-    ]
-
-
-def _train_one(
-    ids: Ids,
-    labels: NDArray[np.int64],
-    test_labels: NDArray[np.int64],
-    pixels: Artifact,
-    test_pixels: Artifact,
-    config: EvaluateConfig,
-    seed: int,
-    threads: int,
-) -> float:
-    """One task: train on `ids`, return the fraction of test images that the model gets right."""
-    import torch
-
-    from models.supervised import SupervisedTrainer
-
-    torch.set_num_threads(threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    training = config.settings.training
-    images = Pixels.open(pixels)
-    batch_size = min(training.batch_size, len(ids))
-    steps = epoch_plan.num_steps(len(ids), batch_size)
-    epochs = max(training.epochs, -(-config.settings.min_steps // steps))
-    # A number of its own per (run, training): equal seeds of different runs must not share weights or views.
-    own_seed = int(counter.hash64(config.seed, "evaluate", 0, np.array([seed]))[0] >> 2)
-    trainer = SupervisedTrainer(
-        training.model_copy(update={"epochs": epochs}), config.num_classes, steps, own_seed, device
-    )
-    for epoch in range(epochs):
-        trainer.train_epoch(
-            epoch,
-            (
-                make_batch(images, labels, mine, size, valid)
-                for mine, valid, size in epoch_plan.epoch_batches(own_seed, "evaluate", epoch, ids, batch_size, 0, 1)
-            ),
-        )
-    tests = Pixels.open(test_pixels)
-    right = 0
-    for start in range(0, len(tests), 1024):
-        part = np.arange(start, min(start + 1024, len(tests)), dtype=np.int64)
-        predicted = trainer.predict(tests.take(part)).argmax(dim=1).numpy()
-        right += int((predicted == test_labels[part]).sum())
-    return right / len(tests)
 
 
 def _summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

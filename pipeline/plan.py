@@ -67,7 +67,7 @@ def build(recipe: Recipe) -> list[Stage]:
         inputs["evaluate"] = add(
             "evaluate",
             1,
-            evaluate.EvaluateConfig(seed=seed, num_classes=num_classes, settings=recipe.evaluate),
+            evaluate.EvaluateConfig.of(recipe.evaluate, seed, num_classes),
             {"index": data, "pixels": images, **tests, **selections},
             evaluate.run,
         )

@@ -79,7 +79,9 @@ def _loop(worker: Worker, pixels: Artifact, pseudo_label: Artifact, config: Prox
         ):
             yield make_batch(images, labels, mine, size, valid)
 
-    for epoch in range(last.epoch + 1 if last else 0, training.epochs):
+    first = last.epoch + 1 if last else 0
+    worker.tick(first * len(ids))
+    for epoch in range(first, training.epochs):
         tell = partial(_tell, worker, epoch * len(ids), training.batch_size)
         metrics = trainer.train_epoch(epoch, batches(epoch), observe=writer.observe, on_step=tell)
         parts = worker.gather(writer.flush(epoch))

@@ -97,6 +97,7 @@ def _loop(worker: Worker, pixels: Artifact, split: Artifact, config: SslConfig, 
         ):
             yield make_batch(images, labels, mine_l, size), make_batch(images, labels, mine_u, size_u)
 
+    worker.tick(step)
     stream = batches(step)
     while step < training.steps:
         until = min(training.steps, step + training.checkpoint_every)

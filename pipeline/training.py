@@ -20,17 +20,21 @@ if TYPE_CHECKING:
     import torch
 
 
-class _Position:
-    """Where the loop is: an actor, written by rank 0, read by the driver."""
+class _Report:
+    """What the workers tell the driver; an actor. done: where rank 0 is, None until it has said where it starts."""
 
     def __init__(self) -> None:
-        self._done = 0
+        self._done: int | None = None
+        self._mistake: UserError | None = None
 
-    def set(self, done: int) -> None:
+    def tick(self, done: int) -> None:
         self._done = done
 
-    def get(self) -> int:
-        return self._done
+    def fail(self, mistake: UserError) -> None:
+        self._mistake = mistake
+
+    def read(self) -> tuple[int | None, UserError | None]:
+        return self._done, self._mistake
 
 
 @dataclass(frozen=True)
@@ -65,21 +69,28 @@ Loop = Callable[..., None]
 
 def _work(config: dict[str, Any]) -> None:
     """Runs in each Ray Train worker."""
+    import ray
     import torch
     from ray import train
     from ray.train.torch import get_device
 
     torch.set_num_threads(config["threads"])
     context = train.get_context()
-    rank, last = context.get_world_rank(), 0.0
+    rank, last, report = context.get_world_rank(), 0.0, config["report"]
 
     def tick(done: int) -> None:
         nonlocal last
         if rank == 0 and time.monotonic() - last > 0.2:
-            config["position"].set.remote(done)
+            report.tick.remote(done)
             last = time.monotonic()
 
-    config["loop"](Worker(rank, context.get_world_size(), get_device(), tick), **config["arguments"])
+    if ray.get(report.read.remote())[1] is not None:
+        return  # a worker of the group before this one has met a mistake that would come again
+    try:
+        config["loop"](Worker(rank, context.get_world_size(), get_device(), tick), **config["arguments"])
+    except UserError as mistake:
+        ray.get(report.fail.remote(mistake))
+        raise
 
 
 def train(
@@ -87,13 +98,14 @@ def train(
 ) -> None:
     """Run `loop` on `resources.num_workers` workers until it returns on all of them.
 
-    uri: the stage's folder, where Ray Train may keep its own notes. Raises the SemiPruneError that a worker raised.
+    uri: the stage's folder, where Ray Train may keep its own notes. Raises the UserError that a worker raised;
+    SemiPruneError when workers died more often than `resources.max_failures`.
     """
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    position = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Position).remote()
+    report = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Report).remote()
     use_gpu = resources.gpus_per_worker > 0
     per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
     if use_gpu:
@@ -104,7 +116,7 @@ def train(
         train_loop_config={
             "loop": loop,
             "arguments": arguments,
-            "position": position,
+            "report": report,
             "threads": resources.cpus_per_worker,
         },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
@@ -129,18 +141,18 @@ def train(
     # Off the main thread, Ray Train leaves SIGINT alone: Ctrl-C then reaches us here, as anywhere else.
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
+    mistake = None
     while thread.is_alive():
         thread.join(0.3)
-        progress(ray.get(position.get.remote()), total, unit)
+        done, mistake = ray.get(report.read.remote())
+        if done is not None:
+            progress(done, total, unit)
+    if mistake is not None:
+        raise mistake
     if not raised:
         progress(total, total, unit)
         return
     error = raised[0]
-    if isinstance(error, WorkerGroupError):
-        for failure in error.worker_failures.values():
-            cause = getattr(failure, "cause", failure)
-            if isinstance(cause, SemiPruneError):
-                raise cause from error
     if isinstance(error, TrainingFailedError):
         raise SemiPruneError(
             f"the training failed {resources.max_failures + 1} times and stopped; what was committed is kept. "

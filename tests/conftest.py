@@ -9,6 +9,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)  # Ray's workers import from the tests
 
 
 @pytest.fixture(scope="session")

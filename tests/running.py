@@ -1,5 +1,6 @@
 """Runs of the real command in processes of their own, on a recipe that takes seconds."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,11 @@ from pathlib import Path
 
 import psutil
 import yaml
+
+from pipeline import plan
+from pipeline.recipe import Recipe
+from pipeline.run import PLAN
+from pipeline.stage import Artifact
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -110,3 +116,10 @@ def descendants(process: subprocess.Popen, name: str) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
+
+
+def artifacts(root: Path) -> dict[str, Artifact]:
+    """The committed stages of the last plan that ran in `root`, by title."""
+    recipe = Recipe.model_validate_json(json.dumps(json.loads((root / PLAN).read_text())["recipe"]))
+    found = {stage.title: stage.load(str(root)) for stage in plan.build(recipe)}
+    return {title: artifact for title, artifact in found.items() if artifact is not None}

@@ -1,7 +1,5 @@
 """The doctor on this machine, on broken ones, and on locations of every kind."""
 
-# ruff: noqa: F401, F811 (fixtures are imported and then named as arguments)
-
 import os
 import subprocess
 import sys
@@ -11,10 +9,10 @@ from types import SimpleNamespace
 
 import boto3
 import pytest
-from test_storage import everything_in, root, s3_bucket, s3_root, small_disk
 
 from pipeline import doctor, storage
 from pipeline.doctor import Finding, examine
+from tests.pipeline.test_storage import everything_in
 
 
 def found(findings: list[Finding], name: str) -> Finding:

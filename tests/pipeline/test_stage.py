@@ -1,7 +1,5 @@
 """Keys, manifests and what a crash, a race or damage does to them."""
 
-# ruff: noqa: F401, F811 (fixtures are imported and then named as arguments)
-
 import os
 import subprocess
 import sys
@@ -15,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
-from test_storage import root, s3_bucket, s3_root
 
 from pipeline import storage
 from pipeline.config import Config
@@ -73,8 +70,8 @@ def test_keys_are_the_same_for_ever() -> None:
 
 
 def test_keys_do_not_depend_on_the_process() -> None:
-    program = "from test_stage import *; print(stage(config=Settings(weights={'a': .1, 'b': .2})).key)"
-    folders = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    program = "from tests.pipeline.test_stage import *; print(stage(config=Settings(weights={'a': .1, 'b': .2})).key)"
+    folders = str(Path(__file__).parents[2])
     keys = {
         subprocess.run(
             [sys.executable, "-c", program],

@@ -5,7 +5,7 @@ import os
 import subprocess
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,55 +13,9 @@ import boto3
 import botocore.exceptions
 import pytest
 import s3fs
-from moto.server import ThreadedMotoServer
 
 from pipeline import storage
 from pipeline.errors import CorruptArtifactError, UserError
-
-BUCKET = "semiprune-test"
-
-
-@pytest.fixture(scope="session")
-def s3_bucket() -> Iterator[str]:
-    """A bucket on a server of its own; s3fs and boto3 find it by the environment, as they would find AWS."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        environment.setenv("AWS_ACCESS_KEY_ID", "test")
-        environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        s3fs.S3FileSystem.clear_instance_cache()
-        boto3.client("s3").create_bucket(Bucket=BUCKET)
-        yield BUCKET
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
-
-
-@pytest.fixture
-def s3_root(s3_bucket: str) -> str:
-    """A prefix that no other test has."""
-    return f"s3://{s3_bucket}/{uuid.uuid4().hex}"
-
-
-@pytest.fixture(params=["local", "s3"])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "root") if request.param == "local" else str(request.getfixturevalue("s3_root"))
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A filesystem of one megabyte, where the tests may mount one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("mounting needs root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def everything_in(folder: Path) -> list[str]:

@@ -1,0 +1,86 @@
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import storage
+from pipeline.errors import SemiPruneError, UserError
+from pipeline.resources import Resources
+from pipeline.training import Worker, check_batch, train
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+
+def nothing(done: int, total: int, unit: str) -> None:
+    pass
+
+
+def talk(worker: Worker, folder: str) -> None:
+    assert worker.agree(f"said by {worker.rank}") == "said by 0"
+    assert worker.gather(worker.rank * 10) == [0, 10]
+    for step in range(3):
+        worker.tick(step)
+        time.sleep(0.3)
+    storage.write(f"{folder}/rank-{worker.rank}", str(worker.world_size).encode())
+
+
+def die_once(worker: Worker, folder: str) -> None:
+    """Rank 1 is killed in the first attempt, while rank 0 waits for it."""
+    first = storage.create(f"{folder}/attempt-of-{worker.rank}", b"")
+    if first and worker.rank == 1:
+        os._exit(1)
+    worker.gather(None)
+    storage.write(f"{folder}/done-{worker.rank}", b"")
+
+
+def blunder(worker: Worker) -> None:
+    if worker.rank == 1:
+        raise UserError("the labels are upside down: turn them")
+    worker.gather(None)
+
+
+def test_a_loop_runs_on_every_worker_and_tells_how_far_it_is(tmp_path: Path) -> None:
+    told = []
+    train(
+        talk,
+        {"folder": str(tmp_path)},
+        str(tmp_path / "stage"),
+        Resources(),
+        lambda *now: told.append(now),
+        total=3,
+        unit="steps",
+    )
+    assert (tmp_path / "rank-0").read_bytes() == (tmp_path / "rank-1").read_bytes() == b"2"
+    assert told[-1] == (3, 3, "steps") and {total for _, total, _ in told} == {3}
+    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
+
+
+def test_the_group_starts_again_when_a_worker_dies(tmp_path: Path) -> None:
+    train(die_once, {"folder": str(tmp_path)}, str(tmp_path / "stage"), Resources(), nothing, total=1, unit="steps")
+    assert (tmp_path / "done-0").exists() and (tmp_path / "done-1").exists()
+
+
+def test_a_mistake_of_the_user_is_not_tried_again(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^the labels are upside down: turn them$"):
+        train(blunder, {}, str(tmp_path / "stage"), Resources(), nothing, total=1, unit="steps")
+
+
+def test_workers_that_keep_dying_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(SemiPruneError, match="failed 1 times and stopped; what was committed is kept") as caught:
+        train(
+            os.path.join,
+            {"nonsense": 1},
+            str(tmp_path / "stage"),
+            Resources(max_failures=0),
+            nothing,
+            total=1,
+            unit="steps",
+        )
+    assert "\n" not in str(caught.value)
+
+
+def test_a_batch_is_dealt_evenly() -> None:
+    check_batch("proxy.batch_size", 64, Resources(num_workers=4))
+    with pytest.raises(UserError, match=r"proxy.batch_size 64 is not a multiple of resources.num_workers 3"):
+        check_batch("proxy.batch_size", 64, Resources(num_workers=3))
