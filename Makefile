@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 UV := $(VENV)/bin/uv
+UV_VERSION := 0.13.9
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/semiprune demo
@@ -18,7 +19,9 @@ check: $(VENV)/.installed
 
 # Bytecode is compiled at installation: every Ray worker imports torch, and none of them should compile it again.
 $(VENV)/.installed: requirements.lock pyproject.toml
-	test -x $(UV) || { $(PYTHON) -m venv $(VENV) && $(VENV)/bin/pip install --quiet uv; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	    { echo "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	test -x $(UV) || { $(PYTHON) -m venv $(VENV) && $(VENV)/bin/pip install --quiet uv==$(UV_VERSION); }
 	$(UV) pip sync --quiet --compile-bytecode requirements.lock
 	$(UV) pip install --quiet --no-deps --editable .
 	touch $@

@@ -1,5 +1,6 @@
 """The `semiprune` command. Each command parses, calls the pipeline and prints; nothing is computed here."""
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -166,12 +167,13 @@ def demo(
     data = folder.absolute() / "data"
     if not (data / "test-000000.tar").exists():
         write_digits(str(data))
-    places = [
-        f"root={folder.absolute() / 'run'}",
-        f"data.shards={data}/train-{{000000..000005}}.tar",
-        f"evaluate.test_shards={data}/test-000000.tar",
-    ]
-    _run(str(Path(__file__).parent / "recipes" / "digits.yaml"), [*places, *(set_ or [])])
+    places = {
+        "root": str(folder.absolute() / "run"),
+        "data.shards": f"{data}/train-{{000000..000005}}.tar",
+        "evaluate.test_shards": f"{data}/test-000000.tar",
+    }
+    named = [f"{key}={json.dumps(place)}" for key, place in places.items()]  # quoted: a path may look like YAML
+    _run(str(Path(__file__).parent / "recipes" / "digits.yaml"), [*named, *(set_ or [])])
 
 
 @imports.command("imagefolder")

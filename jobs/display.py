@@ -18,6 +18,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.duration import duration
 from pipeline.stage import Progress
 
 LOG_SECONDS = 10.0
@@ -188,18 +189,6 @@ def error(message: str) -> None:
         console.print(Text.assemble(("semiprune: error: ", "bold red"), sentence), soft_wrap=True)
     else:
         console.file.write(f"semiprune: error: {sentence}\n")
-
-
-def duration(seconds: float) -> str:
-    """A time as people say it: `3.1 s`, `42 s`, `3 min 05 s`, `2 h 10 min`."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def rate(per_second: float) -> str:

@@ -1,5 +1,6 @@
 """From what people have to shards: folders of images by class, torchvision's datasets, scikit-learn's digits."""
 
+import contextlib
 import inspect
 import io
 import json
@@ -18,7 +19,10 @@ from PIL import Image
 from pipeline import counter, images, storage, tar
 from pipeline.errors import UserError
 
-SAMPLES_PER_SHARD = 1000
+SAMPLES_PER_SHARD = 2500
+"""Small images make shards of a few megabytes."""
+
+_KNOWN = "CIFAR10, STL10, SVHN or MNIST"
 
 Files = list[tuple[str, bytes]]
 """The members of one sample: name and payload."""
@@ -77,16 +81,16 @@ def import_torchvision(
 
     kind = getattr(datasets, name, None)
     if not (inspect.isclass(kind) and issubclass(kind, datasets.VisionDataset)):
-        raise UserError(f"torchvision has no dataset {name!r}: choose one such as CIFAR10, STL10, SVHN or MNIST")
+        raise UserError(f"torchvision has no dataset {name!r}: choose one such as {_KNOWN}")
     _refuse_to_overwrite(out)
     num_samples, classes = 0, list[str]()
     with tempfile.TemporaryDirectory() as scratch, _Folder(out) as folder:
-        for split, dataset in _splits(kind, root or scratch):
+        for split, dataset, size in _splits(kind, root or scratch):
             classes = [str(item) for item in getattr(dataset, "classes", [])] or classes
-            order = counter.permutation(0, f"import-{split}", 0, np.arange(len(dataset)))
-            shards = np.array_split(order, _num_shards(len(dataset), samples_per_shard))
+            order = counter.permutation(0, f"import-{split}", 0, np.arange(size))
+            shards = np.array_split(order, _num_shards(size, samples_per_shard))
             folder.write_shards(split, shards, _torchvision_sample(name, split, dataset))
-            num_samples += len(dataset)
+            num_samples += size
         folder.write_classes(classes)
     return Imported(tuple(folder.shards), num_samples, tuple(classes))
 
@@ -180,25 +184,39 @@ def _keys(files: Sequence[Path]) -> list[str]:
     return keys
 
 
-def _splits(kind: Callable[..., Any], root: str) -> Iterator[tuple[str, Any]]:
-    """The train and test split of a torchvision dataset, whichever way its class asks for them."""
+@contextlib.contextmanager
+def _explained(name: str, split: str) -> Iterator[None]:
+    """Turn what a dataset of torchvision raises, which may be anything, into one sentence."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise UserError(
+            f"torchvision cannot provide {name} ({split}) as images with class numbers: {reason}; try again, or choose "
+            f"another, such as {_KNOWN}"
+        ) from error
+
+
+def _splits(kind: Callable[..., Any], root: str) -> Iterator[tuple[str, Any, int]]:
+    """The train and test split of a torchvision dataset and their sizes, whichever way its class asks for them."""
     known = inspect.signature(kind).parameters
     for split in ("train", "test"):
         choice = {"train": split == "train"} if "train" in known else {"split": split} if "split" in known else {}
         if not choice and split == "test":
             return
         download = {"download": True} if "download" in known else {}
-        try:
-            yield split, kind(root, **choice, **download)
-        except (OSError, RuntimeError, ValueError, TypeError) as error:
-            raise UserError(f"torchvision cannot provide {kind.__name__} ({split}): {error}") from error
+        with _explained(kind.__name__, split):
+            dataset = kind(root, **choice, **download)
+            size = len(dataset)
+        yield split, dataset, size
 
 
 def _torchvision_sample(name: str, split: str, dataset: Any) -> Callable[[int], Files]:
     def sample(number: int) -> Files:
-        image, label = dataset[number]
-        if not isinstance(image, Image.Image) or not isinstance(label, int | np.integer):
-            raise UserError(f"{name} is no classification dataset: its samples are not an image and a class number")
+        with _explained(name, split):
+            image, label = dataset[number]
+            if not isinstance(image, Image.Image) or not isinstance(label, int | np.integer):
+                raise TypeError(f"its samples are {type(image).__name__} and {type(label).__name__}")
         key = f"{name.lower()}-{split}-{number:07d}"
         return [(f"{key}.png", _png(image)), (f"{key}.cls", str(int(label)).encode())]
 

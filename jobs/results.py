@@ -34,7 +34,8 @@ def show(artifacts: Sequence[Artifact]) -> None:
             _show_evaluation(artifact)
     for artifact in artifacts:
         if artifact.manifest["stage"] == "export":
-            typer.echo(f"Coreset: {artifact.uri}")
+            name = artifact.manifest["title"].removeprefix("export ")
+            typer.echo(f"Coreset {name}: {artifact.uri}")
     for artifact in artifacts:
         if artifact.manifest["stage"] == "report":
             typer.echo(f"Report:  {storage.join(artifact.uri, 'report.html')}")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from models import training
 from models.augment import AugmentConfig, Draw, strong, weak
@@ -54,7 +54,15 @@ class SemiSupervisedConfig(training.TrainingConfig):
         """All settings of the algorithm, so that equal settings are written equally."""
         if "algorithm" not in info.data:
             return options
-        return algorithms()[info.data["algorithm"]].Options.model_validate(options).model_dump()
+        name = info.data["algorithm"]
+        model = algorithms()[name].Options
+        try:
+            return model.model_validate(options).model_dump()
+        except ValidationError as error:
+            first = error.errors()[0]
+            option = ".".join(str(part) for part in first["loc"])
+            choices = ", ".join(model.model_fields) or "none"
+            raise ValueError(f"{name!r} cannot use the option {option!r}: {first['msg']}; it has {choices}") from error
 
 
 class SemiSupervisedTrainer:

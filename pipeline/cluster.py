@@ -21,9 +21,12 @@ def connected(resources: Resources) -> Iterator[None]:
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = os.environ.get("RAY_ADDRESS")
-    if not address and "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if not address:
+        # A private Ray whose head is gone does not come back: do not wait a minute for it.
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "20")
+        if "RAY_AUTH_MODE" not in os.environ:
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     import ray  # not before: it reads the variables above when it is imported
 
     for name in ("ray", "ray.train", "ray.data"):
@@ -31,7 +34,15 @@ def connected(resources: Resources) -> Iterator[None]:
     ours = not ray.is_initialized()
     if ours:
         local = {} if address else {"include_dashboard": False}
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        except (ValueError, ConnectionError, RuntimeError) as error:
+            where = f"the Ray at RAY_ADDRESS={address!r}" if address else "a Ray on this machine"
+            first = (str(error).strip().splitlines() or [""])[0]
+            raise UserError(
+                f"cannot use {where}: {first}; unset RAY_ADDRESS to run on this machine, or hand the recipe to a "
+                "cluster with `ray job submit`"
+            ) from error
     try:
         if not address:
             _check_room(resources)
@@ -46,10 +57,13 @@ def _check_room(resources: Resources) -> None:
     import ray
 
     have = ray.cluster_resources()
-    for kind, each in (("CPU", resources.cpus_per_worker), ("GPU", resources.gpus_per_worker)):
+    for kind, each, remedy in (
+        ("CPU", resources.cpus_per_worker, "lower resources.num_workers"),
+        ("GPU", resources.gpus_per_worker, "set resources.gpus_per_worker to 0"),
+    ):
         wanted = each * resources.num_workers
         if wanted > have.get(kind, 0):
             raise UserError(
                 f"resources ask for {wanted:g} {kind}s ({resources.num_workers} workers of {each:g}) but this machine "
-                f"has {have.get(kind, 0):g}: lower resources.num_workers or run on a cluster"
+                f"has {have.get(kind, 0):g}: {remedy}, or run on a cluster"
             )

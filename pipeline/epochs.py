@@ -93,14 +93,14 @@ class EpochLog:
         epochs = sorted(int(match[1]) for match in matches if match)
         missing = sorted(set(range(len(epochs))) - set(epochs))
         if missing:
-            raise CorruptArtifactError(f"{self._manifest(missing[0])!r} is missing, but later epochs are there")
+            raise CorruptArtifactError(
+                f"{self._manifest(missing[0])!r} is missing, but later epochs are there: {storage.MEND}"
+            )
         return range(len(epochs))
 
     def _read(self, epoch: int) -> Commit:
-        content = json.loads(storage.read(self._manifest(epoch)))
-        files = tuple(Part(**part) for part in content["files"])
-        checkpoint = content["checkpoint"] and Part(**content["checkpoint"])
-        return Commit(content["epoch"], files, checkpoint, content["facts"])
+        commit: Commit = storage.read_json(self._manifest(epoch), Commit)
+        return commit
 
     def _delete_checkpoints_before(self, epoch: int) -> None:
         """Found by name, so that what a killed or a losing attempt left behind goes too."""

@@ -14,9 +14,10 @@ from pipeline import counter, storage
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.final import FinalConfig, Images, train_and_test
-from pipeline.index import load_index
-from pipeline.labels import read_label_table
+from pipeline.index import DataConfig, load_index, load_shards
+from pipeline.labels import checksum, read_label_table
 from pipeline.resources import Resources
+from pipeline.shards import Patterns, Uri
 from pipeline.stage import Artifact, Output, Progress
 
 Ids = NDArray[np.int64]
@@ -30,8 +31,8 @@ class EvaluateSettings(Config):
     scratch, the same for every subset; min_steps: small subsets train for more epochs, at least this many steps.
     """
 
-    test_shards: str | tuple[str, ...]
-    labels: str | None = None
+    test_shards: Patterns
+    labels: Uri | None = None
     seeds: Annotated[int, Field(ge=1, le=100)] = 3
     baselines: tuple[Literal["random", "full"], ...] = ("random", "full")
     min_steps: Annotated[int, Field(ge=1)] = 1
@@ -43,19 +44,20 @@ class EvaluateConfig(Config):
 
     seed: int
     num_classes: int
+    classes: tuple[str, ...]
     labels_sha256: str | None
     settings: EvaluateSettings
 
     @classmethod
-    def of(cls, settings: EvaluateSettings, seed: int, num_classes: int) -> "EvaluateConfig":
+    def of(cls, settings: EvaluateSettings, seed: int, data: DataConfig) -> "EvaluateConfig":
         """The table of labels enters by its content: more annotations are another evaluation."""
-        checksum = None
-        if settings.labels is not None:
-            try:
-                checksum = storage.sha256(storage.read(settings.labels))
-            except FileNotFoundError as error:
-                raise UserError(f"evaluate.labels: there is no file {settings.labels!r}: check the path") from error
-        return cls(seed=seed, num_classes=num_classes, labels_sha256=checksum, settings=settings)
+        return cls(
+            seed=seed,
+            num_classes=data.num_classes,
+            classes=data.classes,
+            labels_sha256=checksum(settings.labels, "evaluate.labels"),
+            settings=settings,
+        )
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,9 @@ def run(
     inputs: index, pixels, test_index, test_pixels, and `select:<name>` for every selection. The spread is the sample
     standard deviation over seeds (ddof=1; 0 for one seed). Each random training draws its own random coreset.
     """
-    labels = _labels(inputs["index"], config.settings.labels)
-    test_labels = _labels(inputs["test_index"], None)
+    _check_apart(inputs["index"], inputs["test_index"])
+    labels = _labels(inputs["index"], config)
+    test_labels = load_index(inputs["test_index"], ["label"])["label"].fill_null(-1).to_numpy()
     if (test_labels < 0).any():
         raise UserError(
             f"evaluate.test_shards: {int((test_labels < 0).sum())} test images have no label: label all of them"
@@ -112,19 +115,38 @@ def run(
     return {"test_size": len(test_labels), "rows": _summary(rows)}
 
 
-def _labels(index: Artifact, table: str | None) -> NDArray[np.int64]:
-    """Label by sample_id, -1 where none is known; a label table overrides the shards."""
-    rows = load_index(index, ["key", "label"])
-    labels: NDArray[np.int64] = rows["label"].fill_null(-1).to_numpy().copy()
-    if table is not None:
-        known = read_label_table(table)
-        for position, key in enumerate(rows["key"].to_pylist()):
-            labels[position] = known.get(key, labels[position])
-    return labels
+def _check_apart(index: Artifact, test_index: Artifact) -> None:
+    """A test on images that were trained on proves nothing."""
+    known = {shard.sha256: shard.uri for shard in load_shards(index)}
+    for shard in load_shards(test_index):
+        if shard.sha256 in known:
+            raise UserError(
+                f"evaluate.test_shards: {shard.uri!r} holds the same bytes as {known[shard.sha256]!r} of data.shards: "
+                "name shards that nothing is trained on"
+            )
+
+
+def _labels(index: Artifact, config: EvaluateConfig) -> NDArray[np.int64]:
+    """Label by sample_id, -1 where none is known; the table of annotations overrides the shards."""
+    table = config.settings.labels
+    if table is None:
+        labels: NDArray[np.int64] = load_index(index, ["label"])["label"].fill_null(-1).to_numpy()
+        return labels
+    rows, known = load_index(index, ["key", "label"]), read_label_table(table, config.classes)
+    wrong = [key for key, label in known.items() if not 0 <= label < config.num_classes]
+    if wrong:
+        raise UserError(
+            f"evaluate.labels: {table!r} gives {wrong[0]!r} the label {known[wrong[0]]}, outside "
+            f"0..{config.num_classes - 1}: correct the table"
+        )
+    pairs = zip(rows["key"].to_pylist(), rows["label"].fill_null(-1).to_pylist(), strict=True)
+    return np.array([known.get(key, label) for key, label in pairs], dtype=np.int64)
 
 
 def _check_labels(subsets: Iterable[Subset], labels: NDArray[np.int64]) -> None:
     for subset in subsets:
+        if len(subset.ids) < 2:
+            raise UserError(f"evaluate: {subset.name!r} has one image, too few to train on: raise its keep_fraction")
         missing = int((labels[subset.ids] < 0).sum())
         if missing:
             raise UserError(

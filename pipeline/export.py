@@ -35,25 +35,27 @@ def run(
     """Write one coreset, in the order of sample_id; equal selections give equal bytes for any number of workers.
 
     inputs: index, pseudo_label, score, select. Files: coreset.parquet (sample_id, key, shard, row, scores,
-    pseudo_label, confidence, rank), keys.txt, indices.npy (int64), shards/coreset-000000.tar and on. DataError if a
-    source shard is not the one that was indexed.
+    pseudo_label, confidence, rank), keys.txt, indices.npy (int64), shards/coreset-000000.tar and on. A reader should
+    look for `_MANIFEST.json` beside them: without it they are what a killed export left. DataError if a source shard is
+    not the one that was indexed.
     """
     selected = inputs["select"].table().sort_by("sample_id")
     ids = selected["sample_id"].to_numpy()
-    rows = load_index(inputs["index"]).take(ids)
+    rows = load_index(inputs["index"], ["key", "shard", "row", "offset", "length"]).take(ids)
     scores = _rows_of(inputs["score"], ids)
-    predicted = _rows_of(inputs["pseudo_label"], ids)
+    predicted = _rows_of(inputs["pseudo_label"], ids, ["sample_id", "pseudo_label", "confidence"])
     columns = {name: rows[name] for name in ("sample_id", "key", "shard", "row")}
-    columns |= {name: scores[name] for name in scores.column_names if name != "sample_id"}
-    columns |= {name: predicted[name] for name in ("pseudo_label", "confidence")}
-    out.publish("coreset.parquet", _parquet(pa.table({**columns, "rank": selected["rank"]})), len(ids))
-    out.publish("keys.txt", "".join(f"{key}\n" for key in rows["key"].to_pylist()).encode(), len(ids))
-    out.publish("indices.npy", _npy(ids), len(ids))
+    for table in (scores, predicted):
+        columns |= {name: table[name] for name in table.column_names if name != "sample_id"}
     if config.shards:
         items = _plan(rows, load_shards(inputs["index"]), config.samples_per_shard)
         task = partial(_write_shard, uri=out.uri)
         for part in map_items(items, task, resources=resources, progress=progress, unit="shards"):
             out.add(part)
+    # Last: what a killed export leaves should not look like a result.
+    out.publish("coreset.parquet", _parquet(pa.table({**columns, "rank": selected["rank"]})), len(ids))
+    out.publish("keys.txt", "".join(f"{key}\n" for key in rows["key"].to_pylist()).encode(), len(ids))
+    out.publish("indices.npy", _npy(ids), len(ids))
     return {
         "num_shards": sum(part.name.startswith("shards/") for part in out.parts),
         "bytes": sum(part.bytes for part in out.parts),
@@ -61,10 +63,12 @@ def run(
     }
 
 
-def _rows_of(artifact: Artifact, ids: NDArray[np.int64]) -> pa.Table:
+def _rows_of(artifact: Artifact, ids: NDArray[np.int64], columns: list[str] | None = None) -> pa.Table:
     """The rows of a table with exactly these ids, in their ascending order."""
     wanted = pa.array(ids)
-    table = pa.concat_tables([part.filter(pc.is_in(part["sample_id"], wanted)) for part in artifact.tables()])
+    table = pa.concat_tables(
+        [part.filter(pc.is_in(part["sample_id"], wanted)) for part in artifact.tables(columns=columns)]
+    )
     table = table.sort_by("sample_id")
     assert np.array_equal(table["sample_id"].to_numpy(), ids), f"{artifact.uri} misses samples of the coreset"
     return table
@@ -113,7 +117,7 @@ def _write_shard(item: tuple[int, list[_Piece]], uri: str) -> Part:
         shards.check(piece.source)
         # One read from the first to the last span: requests cost more than the bytes between spans.
         first = int(piece.offsets[0])
-        data = storage.read_range(piece.source.uri, first, int(piece.offsets[-1] + piece.lengths[-1]) - first)
+        data = shards.read_range(piece.source, first, int(piece.offsets[-1] + piece.lengths[-1]) - first)
         blocks += [
             data[offset - first : offset - first + length]
             for offset, length in zip(piece.offsets.tolist(), piece.lengths.tolist(), strict=True)

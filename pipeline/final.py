@@ -5,6 +5,7 @@ selection trains only what is new.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from models.supervised import SupervisedConfig
 from pipeline import counter, epoch_plan, storage
 from pipeline.batches import make_batch
 from pipeline.config import Config
+from pipeline.errors import UserError
 from pipeline.pixels import Pixels
 from pipeline.resources import Resources
 from pipeline.stage import Artifact, Progress
@@ -65,12 +67,12 @@ def train_and_test(
     done = len(jobs) - len(waiting)
     progress(done, len(jobs), "trainings")
     task = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_retries=3)(_train)
-    start = partial(task.remote, pool=ray.put(pool), test=ray.put(test), config=config)
+    start = partial(task.remote, pool=ray.put(pool), test=ray.put(test), config=config, resources=resources)
     running: dict[Any, int] = {}
     while waiting or running:
         while waiting and len(running) < resources.num_workers:
             position = waiting.pop(0)
-            running[start(*jobs[position], threads=resources.cpus_per_worker)] = position
+            running[start(*jobs[position])] = position
         (finished,), _ = ray.wait(list(running), num_returns=1)
         storage.write(places[running.pop(finished)], json.dumps({"accuracy": ray.get(finished)}).encode())
         done += 1
@@ -91,14 +93,14 @@ def _key(ids: Ids, seed: int, pool: Images, test: Images, config: FinalConfig) -
     return storage.sha256(json.dumps(content, sort_keys=True).encode())[:16]
 
 
-def _train(ids: Ids, seed: int, pool: Images, test: Images, config: FinalConfig, threads: int) -> float:
+def _train(ids: Ids, seed: int, pool: Images, test: Images, config: FinalConfig, resources: Resources) -> float:
     """One task."""
     import torch
 
     from models.supervised import SupervisedTrainer
 
-    torch.set_num_threads(threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(resources.cpus_per_worker)
+    device = torch.device("cuda" if resources.gpus_per_worker > 0 else "cpu")
     images = Pixels.open(pool.pixels)
     batch_size = min(config.training.batch_size, len(ids))
     steps = epoch_plan.num_steps(len(ids), batch_size)
@@ -109,7 +111,9 @@ def _train(ids: Ids, seed: int, pool: Images, test: Images, config: FinalConfig,
     trainer = SupervisedTrainer(training, config.num_classes, steps, own_seed, device)
     for epoch in range(epochs):
         plan = epoch_plan.epoch_batches(own_seed, "final", epoch, ids, batch_size, rank=0, world_size=1)
-        trainer.train_epoch(epoch, (make_batch(images, pool.labels, mine, size, valid) for mine, valid, size in plan))
+        batches = (make_batch(images, pool.labels, mine, size, valid) for mine, valid, size in plan)
+        if not math.isfinite(trainer.train_epoch(epoch, batches)["loss"]):
+            raise UserError(f"a training of evaluate diverged: lower evaluate.training.lr {training.lr:g}")
     return _accuracy(trainer.predict, test)
 
 

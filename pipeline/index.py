@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ from pipeline.errors import DataError
 from pipeline.index_shard import IndexedShard, index_shard
 from pipeline.parallel import map_items
 from pipeline.resources import Resources
-from pipeline.shards import Shard
+from pipeline.shards import Patterns, Shard, Uri
 from pipeline.stage import Artifact, Output, Part, Progress, write_table_part
 
 SHARDS_SCHEMA = pa.schema(
@@ -42,18 +42,18 @@ SHARDS_SCHEMA = pa.schema(
 class DataConfig(Config):
     """The `data` section of a recipe.
 
-    shards: local paths or URIs with {000..019} and wildcards; num_classes, or classes: their names, in the order of
-    their numbers; image_size: side of the square that every later stage sees; label_field: the field of `.json` that
-    holds the label, else `.cls`; labels: a CSV or Parquet table key,label, used instead of what the shards say;
-    quarantine_limit: fraction of the data that may be unusable; max_pixels: larger images are not decoded.
+    shards: paths or URIs with {000..019} and wildcards, one string or several; num_classes, or classes: their names, in
+    the order of their numbers; image_size: side of the square that every later stage sees; label_field: the field of
+    `.json` that holds the label, else `.cls`; labels: a CSV or Parquet table key,label, used instead of what the shards
+    say; quarantine_limit: fraction of the data that may be unusable; max_pixels: larger images are not decoded.
     """
 
-    shards: str | tuple[str, ...]
+    shards: Patterns
     num_classes: Annotated[int, Field(ge=2)]
     classes: tuple[str, ...] = ()
-    image_size: Annotated[int, Field(ge=4, le=1024)]
+    image_size: Annotated[int, Field(ge=8, le=1024)]
     label_field: str | None = None
-    labels: str | None = None
+    labels: Uri | None = None
     quarantine_limit: Annotated[float, Field(ge=0, le=1)] = 0.01
     max_pixels: Annotated[int, Field(ge=1, le=images.MAX_PIXELS)] = 50_000_000
 
@@ -74,27 +74,35 @@ class DataConfig(Config):
             raise ValueError(f"classes must be {self.num_classes} different names, the number in num_classes")
         if self.label_field is not None and self.labels is not None:
             raise ValueError("labels and label_field are two sources of the same label: name one")
-        if not self.patterns:
-            raise ValueError("shards is empty: name at least one shard")
         return self
 
-    @property
-    def patterns(self) -> tuple[str, ...]:
-        """The shards as a list, also where one string stands."""
-        return (self.shards,) if isinstance(self.shards, str) else self.shards
+
+class IndexConfig(Config):
+    """The `data` section with the SHA-256 of its table of labels: other labels are another index."""
+
+    data: DataConfig
+    labels_sha256: str | None
+
+    @classmethod
+    def of(cls, data: DataConfig) -> Self:
+        """The settings with the table as it is now; UserError if there is none."""
+        return cls(data=data, labels_sha256=labels.checksum(data.labels, "data.labels"))
 
 
 def run(
-    inputs: Mapping[str, Artifact], config: DataConfig, out: Output, *, resources: Resources, progress: Progress
+    inputs: Mapping[str, Artifact], config: IndexConfig, out: Output, *, resources: Resources, progress: Progress
 ) -> dict[str, Any]:
     """Index the shards; parts: rows, `shards`, `quarantine`.
 
     Raises UserError before any work for shards or labels that are not there, DataError if more is unusable than
     `quarantine_limit` allows; the table of what it was is written all the same.
     """
-    sources = shards.find(config.patterns)
-    known = labels.load_label_table(config.labels, config.classes) if config.labels else None
-    index = partial(index_shard, config=config, known=known, uri=out.uri)
+    data = config.data
+    if IndexConfig.of(data) != config:
+        raise DataError(f"the table of labels {data.labels!r} changed as the run began: run the same command again")
+    sources = shards.find(data.shards)
+    known = labels.load_label_table(data.labels, data.classes) if data.labels else None
+    index = partial(index_shard, config=data, known=known, uri=out.uri)
     indexed = map_items(list(enumerate(sources)), index, resources=resources, progress=progress, unit="shards")
     indexed = _drop_repeated(indexed, out.uri, resources, progress)
 
@@ -109,14 +117,13 @@ def run(
     ]
     out.write_table(pa.Table.from_pylist([vars(row) for row in rows], SHARDS_SCHEMA), "shards")
     bad = pa.concat_tables([item.bad for item in indexed])
-    quarantine.admit(bad, first_ids[-1], len(sources), config.quarantine_limit, out)
+    quarantine.admit(bad, first_ids[-1], len(sources), data.quarantine_limit, out)
     num_labelled = sum(item.num_labelled for item in indexed)
     return {
         "num_samples": first_ids[-1],
         "num_shards": len(sources),
-        "num_classes": config.num_classes,
+        "num_classes": data.num_classes,
         "num_labelled_rows": num_labelled,
-        "labels_sha256": storage.sha256(storage.read(config.labels)) if config.labels else None,
         "labels_unmatched": known.num_rows - num_labelled if known is not None else 0,
         "num_quarantined": bad.num_rows,
         "quarantined": quarantine.count_reasons(bad),
@@ -124,9 +131,14 @@ def run(
     }
 
 
+def load_config(artifact: Artifact) -> IndexConfig:
+    """The settings with which it was indexed."""
+    return IndexConfig.model_validate_json(json.dumps(artifact.manifest["config"]))
+
+
 def load_index(artifact: Artifact, columns: list[str] | None = None) -> pa.Table:
     """The rows by sample_id, which is the first column; columns: those wanted besides, default all."""
-    table = pa.concat_tables([part.select(columns) if columns else part for part in artifact.tables()])
+    table = artifact.table(columns=columns)
     return table.add_column(0, "sample_id", pa.array(np.arange(table.num_rows, dtype=np.int64)))
 
 
@@ -136,22 +148,13 @@ def load_shards(artifact: Artifact) -> list[Shard]:
 
 
 def check_unchanged(artifact: Artifact) -> None:
-    """DataError if shards or the table of labels are not what was indexed: other files, or other bytes in them."""
+    """DataError if the shards are not those that were indexed: other files, or other bytes in them."""
     known = load_shards(artifact)
-    config = DataConfig.model_validate_json(json.dumps(artifact.manifest["config"]))
-    found = {source.uri for source in shards.find(config.patterns)}
+    found = {source.uri for source in shards.find(load_config(artifact).data.shards)}
     for uri in sorted(found ^ {shard.uri for shard in known}):
         change = "was not there" if uri in found else "is not matched any more, though it was"
         raise DataError(f"the shard {uri!r} {change} when data.shards was indexed: index it under another root")
     shards.check_all(known)
-    table = config.labels
-    if table and (
-        not storage.exists(table) or storage.sha256(storage.read(table)) != artifact.metrics["labels_sha256"]
-    ):
-        raise DataError(
-            f"the table of labels {table!r} has changed since indexing: put the old one back, or name the new one "
-            "differently in data.labels"
-        )
 
 
 def _drop_repeated(

@@ -51,9 +51,9 @@ def index_shard(item: tuple[int, Source], config: "DataConfig", known: pa.Table 
     try:
         samples = tar.scan(data)
         if not samples:
-            bad.append(quarantine.entry(source.uri, quarantine.WHOLE_SHARD, "", "empty shard", ""))
+            bad.append(quarantine.entry(source.uri, tar.WHOLE, "", "empty shard", ""))
     except tar.NotATarError as error:
-        bad.append(quarantine.entry(source.uri, quarantine.WHOLE_SHARD, "", "not a tar", str(error)))
+        bad.append(quarantine.entry(source.uri, tar.WHOLE, "", "not a tar", str(error)))
     given = _look_up(known, [sample.key for sample in samples])
     seen: set[str] = set()
     for sample in samples:

@@ -55,6 +55,14 @@ def label_from_json(payload: bytes, field: str, classes: Sequence[str] = ()) -> 
     return None if value is None else parse_label(value, classes)
 
 
+def checksum(uri: str | None, field: str) -> str | None:
+    """SHA-256 of the table that `field` of a recipe names, None if it names none; UserError if it cannot be read."""
+    try:
+        return None if uri is None else storage.sha256(_bytes(uri))
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from error
+
+
 def load_label_table(uri: str, classes: Sequence[str] = ()) -> pa.Table:
     """A CSV or Parquet file as key: string, label: int64, every key once; UserError says what is wrong with it."""
     table = _read(uri)
@@ -95,12 +103,7 @@ def _read(uri: str) -> pa.Table:
     suffix = uri.rsplit(".", 1)[-1].lower()
     if suffix not in ("csv", "parquet"):
         raise UserError(f"{uri!r} is no table of labels: choose a .csv or .parquet file with the columns key and label")
-    try:
-        data = io.BytesIO(storage.read(uri))
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise UserError(f"there is no table of labels at {uri!r}: check the path") from error
-    except PermissionError as error:
-        raise UserError(f"no permission to read {uri!r}: change its mode or your credentials") from error
+    data = io.BytesIO(_bytes(uri))
     text = {"key": pa.string(), "label": pa.string()}  # "0001" is a key, not a number
     try:
         if suffix == "parquet":
@@ -108,6 +111,13 @@ def _read(uri: str) -> pa.Table:
         return pyarrow.csv.read_csv(data, convert_options=pyarrow.csv.ConvertOptions(column_types=text))
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{uri!r} cannot be read as {suffix}: {error}; write it again") from error
+
+
+def _bytes(uri: str) -> bytes:
+    try:
+        return storage.read(uri)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise UserError(f"there is no table of labels at {uri!r}: check the path") from error
 
 
 def _text(column: pa.ChunkedArray) -> pa.Array:

@@ -28,8 +28,12 @@ def map_items(
     resources: Resources,
     progress: Progress,
     unit: str,
+    cpus: int = 1,
+    gpus: float = 0,
 ) -> list[Result]:
-    """`[function(item) for item in items]`, one Ray task per item, as many at a time as `resources` have cores.
+    """`[function(item) for item in items]`, one Ray task per item, `resources.tasks` at a time.
+
+    cpus, gpus: what each task takes.
 
     Results come back through this process: keep them small, write the rest from the task. Ray may run a task twice, so
     what it writes needs a name of its own. A SemiPruneError raised by a task is raised here, as it is; `progress`
@@ -46,8 +50,9 @@ def map_items(
     rows = [{"position": position, "value": _Box(item)} for position, item in enumerate(items)]
     dataset = ray.data.from_items(rows, override_num_blocks=total).map(
         partial(_apply, function=function),
-        num_cpus=1,
-        compute=TaskPoolStrategy(size=min(total, resources.num_workers * resources.cpus_per_worker)),
+        num_cpus=cpus,
+        num_gpus=gpus or None,
+        compute=TaskPoolStrategy(size=min(total, resources.tasks or total)),
     )
     results: dict[int, Result] = {}
     for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):

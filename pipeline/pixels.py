@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline import images, storage
 from pipeline.config import Config
-from pipeline.errors import CorruptArtifactError, UserError
+from pipeline.errors import CorruptArtifactError, DataError, UserError
 from pipeline.index import load_shards
 from pipeline.parallel import map_items
 from pipeline.resources import Resources
@@ -68,7 +68,13 @@ def _decode_shard(item: tuple[Shard, Part], index_uri: str, config: PixelsConfig
     pixels = np.empty((rows.num_rows, size, size, 3), np.uint8)
     spans = zip(rows["image_offset"].to_pylist(), rows["image_size"].to_pylist(), strict=True)
     for position, (offset, length) in enumerate(spans):
-        pixels[position] = images.decode(data[offset : offset + length], size, config.max_pixels)
+        try:
+            pixels[position] = images.decode(data[offset : offset + length], size, config.max_pixels)
+        except images.UndecodableImageError as error:
+            raise DataError(
+                f"an image in {shard.uri!r} that could be decoded at indexing cannot be now ({error}): use the same "
+                "Pillow on all machines"
+            ) from error
     return write_part(uri, f"part-{shard.shard:05d}", ".arrow", _to_arrow(pixels), len(pixels))
 
 
@@ -95,7 +101,10 @@ class Pixels:
 
     @classmethod
     def open(cls, artifact: Artifact) -> Self:
-        """The images of a finished stage `pixels`; remote parts are copied once to a cache on this machine."""
+        """The images of a finished stage `pixels`.
+
+        Remote parts are copied once to a cache under this machine's TMPDIR, which may be deleted at any time.
+        """
         return cls(artifact.uri, artifact.parts(), artifact.metrics["image_size"])
 
     def __len__(self) -> int:
@@ -129,16 +138,20 @@ class Pixels:
         except FileNotFoundError as error:
             raise CorruptArtifactError(f"{uri!r} is named by its manifest but missing") from error
         if file.size() != part.bytes:
-            raise CorruptArtifactError(f"{uri!r} is damaged: {file.size()} bytes instead of {part.bytes}")
+            raise CorruptArtifactError(f"{path!r} is damaged: {file.size()} bytes instead of {part.bytes}")
         (column,) = pa.ipc.open_file(file).get_batch(0).columns
         return np.frombuffer(column.buffers()[1], np.uint8).reshape(part.rows, -1)
 
 
 def _cached(uri: str, part: Part) -> Path:
     """The part's file in this machine's cache, under the name of its checksum; copied there if it is not yet."""
-    folder = Path(tempfile.gettempdir()) / f"semiprune-pixels-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
+    try:
+        folder = Path(tempfile.gettempdir()) / f"semiprune-pixels-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        owner = folder.stat().st_uid
+    except OSError as error:
+        raise UserError(f"no cache for images: {error}; set TMPDIR to a folder of your own with space") from error
+    if owner != os.getuid():
         raise UserError(f"{str(folder)!r} belongs to another user: remove it, or set TMPDIR to a folder of your own")
     path = folder / f"{part.sha256}.arrow"
     if not path.exists():

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pipeline import evaluate, export, index, pixels, proxy, pseudo_label, report, score, select, split, ssl
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.index import DataConfig
 from pipeline.recipe import Recipe
 from pipeline.stage import Run, Stage
 
@@ -18,8 +19,17 @@ def build(recipe: Recipe) -> list[Stage]:
         stages.append(Stage(name, version, config, inputs, run, title))
         return stages[-1]
 
-    data = add("index", 1, recipe.data, {}, index.run)
+    data = add("index", 1, index.IndexConfig.of(recipe.data), {}, index.run)
     images = add("pixels", 1, pixels.PixelsConfig.of(recipe.data), {"index": data}, pixels.run)
+    tests = {}
+    if recipe.evaluate is not None:  # before any training: a missing test shard is told at once
+        test = DataConfig.model_validate(
+            {**recipe.data.model_dump(), "shards": recipe.evaluate.test_shards, "labels": None}
+        )
+        test_data = add("index", 1, index.IndexConfig.of(test), {}, index.run, title="index test")
+        test_config = pixels.PixelsConfig.of(test)
+        test_images = add("pixels", 1, test_config, {"index": test_data}, pixels.run, title="pixels test")
+        tests = {"test_index": test_data, "test_pixels": test_images}
     parts = add("split", 1, split.SplitStageConfig(seed=seed, settings=recipe.split), {"index": data}, split.run)
     model = add(
         "ssl",
@@ -51,28 +61,21 @@ def build(recipe: Recipe) -> list[Stage]:
     selections = {}
     for config in recipe.select:
         name = config.name
-        if "seed" not in config.model_fields_set:
+        if config.seed is None:
             config = config.model_copy(update={"seed": seed})
         chosen = add("select", 1, config, {"score": scores, "split": parts}, select.run, title=f"select {name}")
         exported = {"index": data, "pseudo_label": labels, "score": scores, "select": chosen}
         selections[f"select:{name}"] = chosen
         inputs[f"export:{name}"] = add("export", 1, recipe.export, exported, export.run, title=f"export {name}")
     if recipe.evaluate is not None:
-        test = recipe.data.model_copy(update={"shards": recipe.evaluate.test_shards, "labels": None})
-        test_data = add("index", 1, test, {}, index.run, title="index test")
-        test_images = add(
-            "pixels", 1, pixels.PixelsConfig.of(test), {"index": test_data}, pixels.run, title="pixels test"
-        )
-        tests = {"test_index": test_data, "test_pixels": test_images}
         inputs["evaluate"] = add(
             "evaluate",
             1,
-            evaluate.EvaluateConfig.of(recipe.evaluate, seed, num_classes),
+            evaluate.EvaluateConfig.of(recipe.evaluate, seed, recipe.data),
             {"index": data, "pixels": images, **tests, **selections},
             evaluate.run,
         )
-        inputs |= tests
-    add("report", 1, recipe.report, {**inputs, **selections}, report.run)
+    add("report", 1, recipe.report, {**inputs, **tests, **selections}, report.run)
     return stages
 
 

@@ -16,7 +16,7 @@ from pipeline.epochs import EpochLog
 from pipeline.pixels import Pixels
 from pipeline.resources import Resources
 from pipeline.stage import Artifact, Output, Progress
-from pipeline.training import Worker, check_batch, train
+from pipeline.training import Worker, train
 
 if TYPE_CHECKING:
     from models.batch import Batch
@@ -37,7 +37,6 @@ def run(
 
     inputs: pixels, pseudo_label.
     """
-    check_batch("proxy.batch_size", config.training.batch_size, resources)
     log = EpochLog(f"{out.uri}/dynamics")
     train(
         _loop,
@@ -51,7 +50,11 @@ def run(
     commits = log.commits()
     history = pa.Table.from_pylist([commit.facts["metrics"] for commit in commits])
     out.write_table(history, "history")
-    return {"epochs": len(commits), "accuracy": commits[-1].facts["metrics"]["accuracy"]}
+    return {
+        "epochs": len(commits),
+        "accuracy": commits[-1].facts["metrics"]["accuracy"],
+        "world_sizes": sorted({commit.facts["world_size"] for commit in commits}),
+    }
 
 
 def _loop(worker: Worker, pixels: Artifact, pseudo_label: Artifact, config: ProxyConfig, uri: str) -> None:

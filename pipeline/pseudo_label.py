@@ -45,9 +45,18 @@ def run(
         ssl=inputs["ssl"],
         labelled_rows=config.labelled_rows,
         uri=out.uri,
-        threads=resources.cpus_per_worker,
+        resources=resources,
     )
-    for part in map_items(starts, predict, resources=resources, progress=progress, unit="parts"):
+    parts = map_items(
+        starts,
+        predict,
+        resources=resources,
+        progress=progress,
+        unit="parts",
+        cpus=resources.cpus_per_worker,
+        gpus=resources.gpus_per_worker,
+    )
+    for part in parts:
         out.add(Part(**part))
     artifact = Artifact(out.uri, {"parts": [vars(part) for part in out.parts]})
     return _check(artifact.table(), inputs["split"].table())
@@ -71,7 +80,7 @@ def _check(predicted: pa.Table, split: pa.Table) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def _load(uri: str, name: str, checksum: str, config_json: str) -> "Predictor":
+def _load(uri: str, name: str, checksum: str, config_json: str, use_gpu: bool) -> "Predictor":
     """The model, once per worker process."""
     import torch
 
@@ -79,21 +88,22 @@ def _load(uri: str, name: str, checksum: str, config_json: str) -> "Predictor":
 
     config = SslConfig.model_validate_json(config_json)
     weights = storage.read_verified(storage.join(uri, name), checksum)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if use_gpu else "cpu")
     return Predictor(config.training.model, config.num_classes, weights, config.training.precision, device)
 
 
 def _predict(
-    start: int, pixels: Artifact, split: Artifact, ssl: Artifact, labelled_rows: str, uri: str, threads: int
+    start: int, pixels: Artifact, split: Artifact, ssl: Artifact, labelled_rows: str, uri: str, resources: Resources
 ) -> dict[str, Any]:
     """One task: ids `start` .. `start + ROWS_PER_TASK - 1`."""
     import torch
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(resources.cpus_per_worker)
     images = Pixels.open(pixels)
     ids = np.arange(start, min(start + ROWS_PER_TASK, len(images)), dtype=np.int64)
     (model,) = ssl.parts("model")
-    predictor = _load(ssl.uri, model.name, model.sha256, json.dumps(ssl.manifest["config"]))
+    config = json.dumps(ssl.manifest["config"])
+    predictor = _load(ssl.uri, model.name, model.sha256, config, resources.gpus_per_worker > 0)
     probabilities = torch.softmax(predictor.predict(images.take(ids)), dim=1)
     top, order = probabilities.topk(2, dim=1)
     pseudo_label = order[:, 0].numpy().astype(np.int64)

@@ -6,16 +6,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import storage
+from pipeline import storage, tar
 from pipeline.errors import DataError, SemiPruneError
 from pipeline.stage import Output, write_table_part
 
 SCHEMA = pa.schema(
     [("uri", pa.string()), ("row", pa.int32()), ("key", pa.string()), ("reason", pa.string()), ("detail", pa.string())]
 )
-"""row: position in the shard, -1 for a whole shard; reason: one of few, to count; detail: what was found."""
+"""row: position in the shard, tar.WHOLE for a whole shard; reason: one of few, to count; detail: what was found."""
 
-WHOLE_SHARD = -1
 _NAMED = 3
 
 
@@ -45,7 +44,7 @@ def admit(table: pa.Table, num_samples: int, num_shards: int, limit: float, out:
     """
     part = write_table_part(out.uri, "quarantine", table)
     out.add(part)
-    whole = table.filter(pc.equal(table["row"], WHOLE_SHARD))
+    whole = table.filter(pc.equal(table["row"], tar.WHOLE))
     samples = table.num_rows - whole.num_rows
     shards = pc.sum(pc.not_equal(whole["reason"], "empty shard")).as_py() or 0
     fraction = max(samples / max(num_samples + samples, 1), shards / num_shards)

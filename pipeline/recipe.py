@@ -2,11 +2,9 @@
 
 import difflib
 import json
-from pathlib import Path
 from typing import Annotated, Any, get_args
 
-import yaml
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from models.semi_supervised import SemiSupervisedConfig
 from models.supervised import SupervisedConfig
@@ -20,16 +18,11 @@ from pipeline.pseudo_label import PseudoLabelConfig
 from pipeline.report import ReportConfig
 from pipeline.resources import Resources
 from pipeline.score import ScoreConfig
+from pipeline.scores import SCORES
 from pipeline.select import SelectConfig
+from pipeline.shards import Uri
 from pipeline.split import SplitConfig
-
-
-def _absolute(uri: str) -> str:
-    """Local paths from the current directory; workers run elsewhere, so they must not stay relative."""
-    return uri if "://" in uri or not storage.is_local(uri) else str(Path(uri).expanduser().absolute())
-
-
-Uri = Annotated[str, AfterValidator(_absolute)]
+from pipeline.values import load_yaml, parse_value
 
 
 class Recipe(Config):
@@ -49,6 +42,37 @@ class Recipe(Config):
     report: ReportConfig = ReportConfig()
     resources: Resources = Resources()
 
+    @model_validator(mode="after")
+    def _agree(self) -> "Recipe":
+        """What would otherwise come out after hours of training."""
+        names = [config.name for config in self.select]
+        for name in names:
+            if name in ("random", "full") or names.count(name) > 1:
+                raise ValueError(f"select: the name {name!r} is taken: give every selection a name of its own")
+        columns: list[str] = []
+        for name, options in self.score.options().items():
+            needed = SCORES.get(name).num_epochs(options) or 0
+            if needed > self.proxy.epochs:
+                raise ValueError(
+                    f"score.{name} needs {needed} epochs but proxy.epochs is {self.proxy.epochs}: raise it, or lower "
+                    "the score's option"
+                )
+            columns += SCORES.get(name).harder
+        for config in self.select:
+            missing = [column for column in config.build().columns if column not in columns]
+            if missing:
+                raise ValueError(
+                    f"select: {config.name!r} needs the score column {missing[0]!r} but score gives "
+                    f"{', '.join(columns)}: add the score"
+                )
+        for section, size in (("ssl", self.ssl.batch_size), ("proxy", self.proxy.batch_size)):
+            if size < self.resources.num_workers:
+                raise ValueError(
+                    f"{section}.batch_size={size} leaves some of resources.num_workers={self.resources.num_workers} "
+                    "without a sample: raise it, or use fewer workers"
+                )
+        return self
+
 
 def load_recipe(path: str, overrides: tuple[str, ...] = ()) -> Recipe:
     """Read, override and validate a recipe; every mistake is one UserError sentence.
@@ -56,48 +80,51 @@ def load_recipe(path: str, overrides: tuple[str, ...] = ()) -> Recipe:
     path: local path or URI of a YAML file; overrides: "a.b=c" with c in YAML, an index for a list ("select.0.name=x").
     """
     try:
-        content = yaml.safe_load(storage.read(path))
+        text = storage.read(path)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise UserError(
             f"there is no recipe at {path!r}: name a YAML file, such as jobs/recipes/cifar10.yaml"
         ) from error
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        line = f" in line {place.line + 1}" if place else ""
-        raise UserError(f"{path!r} is not valid YAML{line}: {getattr(error, 'problem', error)}") from error
+    content = load_yaml(text, repr(path))
     if not isinstance(content, dict):
         raise UserError(f"{path!r} is not a recipe: it must be a mapping with the keys {_choices(Recipe)}")
     for override in overrides:
         _override(content, override)
     try:
-        return Recipe.model_validate_json(json.dumps(content, default=str))
+        return Recipe.model_validate_json(json.dumps(content))
     except ValidationError as error:
         raise UserError(f"{path}: {explain(Recipe, error)}") from error
 
 
 def _override(content: dict[str, Any], override: str) -> None:
-    name, equals, value = override.partition("=")
+    name, equals, text = override.partition("=")
     if not equals or not name:
         raise UserError(f"--set {override!r} is not of the form section.key=value")
+    value = parse_value(text, f"--set {name}")
     node: Any = content
     *parents, last = name.split(".")
     try:
         for parent in parents:
-            node = node[int(parent)] if isinstance(node, list) else node.setdefault(parent, {})
-        if isinstance(node, list):
-            node[int(last)] = yaml.safe_load(value)
-        else:
-            node[last] = yaml.safe_load(value)
+            node = node[_position(parent)] if isinstance(node, list) else node.setdefault(parent, {})
+        node[_position(last) if isinstance(node, list) else last] = value
     except (AttributeError, TypeError, ValueError, IndexError) as error:
         raise UserError(f"--set {name!r} names nothing that the recipe could hold") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {name}: {value!r} is not valid YAML") from error
+
+
+def _position(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError(f"{text!r} is no place in a list")
+    return int(text)
+
+
+_TAGS = ("scores", "str", "tuple[str, ...]")
+"""Places that pydantic names and a recipe has not: the field around the scores, the kinds of a union."""
 
 
 def explain(model: type[BaseModel], error: ValidationError) -> str:
     """The first complaint as a sentence: key, value, and what could stand there."""
     first = error.errors()[0]
-    location = first["loc"]
+    location = tuple(part for part in first["loc"] if part not in _TAGS)
     key = ".".join(str(part) for part in location)
     if first["type"] == "extra_forbidden":
         parent = _model_at(model, location[:-1])
@@ -109,7 +136,7 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
         return f"the key {key!r} is missing; add it"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
-        return f"{key}: {message}"
+        return f"{key}: {message}" if key else message
     return f"{key}: {first['input']!r} cannot be used: {message[:1].lower()}{message[1:]}"
 
 

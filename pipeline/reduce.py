@@ -22,14 +22,20 @@ def check_epochs(store: DynamicsStore, scores: Mapping[str, Any]) -> int:
     recorded = len(store.epochs)
     needs = []
     for name, options in scores.items():
-        needed = SCORES.get(name).num_epochs(options)
-        if needed is not None and needed > recorded:
-            raise UserError(
-                f"score {name!r} with {options} needs {needed} epochs but {store.uri!r} has {recorded}: "
-                f"lower that option to at most {recorded}, or train the proxy for {needed} epochs"
-            )
-        needs.append(recorded if needed is None else needed)
-    return max(needs, default=0)
+        lacking = lacking_epochs(name, options, recorded)
+        if lacking:
+            raise UserError(f"{lacking} in {store.uri!r}: lower {SCORES.get(name).epochs_option}, or record more")
+        needs.append(SCORES.get(name).num_epochs(options) or recorded)
+    return max(needs)
+
+
+def lacking_epochs(name: str, options: Any, recorded: int) -> str | None:
+    """The complaint of a score that needs more epochs than are recorded; None if it does not."""
+    score = SCORES.get(name)
+    needed = score.num_epochs(options) or 0
+    if needed <= recorded:
+        return None
+    return f"{name} needs {needed} epochs ({score.epochs_option}={needed}) but {recorded} are recorded"
 
 
 def reduce_range(store: DynamicsStore, low: int, high: int, scores: Mapping[str, Any]) -> pa.Table:

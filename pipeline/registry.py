@@ -3,11 +3,13 @@
 import importlib
 import json
 import pkgutil
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar, Generic, TypeVar
 
+import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pipeline.errors import UserError
@@ -67,12 +69,22 @@ class Registry(Generic[C]):
             raise ChoiceError(f"there is no {self.kind} {name!r}: choose from {', '.join(self._classes)}")
         return self._classes[name]
 
+    def describe(self) -> str:
+        """Every component for --help, a paragraph each: name, the first line of its file, source."""
+        lines = []
+        for name, found in self._classes.items():
+            what = (sys.modules[found.__module__].__doc__ or "").strip().splitlines()[0]
+            lines.append(f"{name} - {what} Source: {found.source}")
+        return "\n\n".join(lines)
+
     def options(self, name: str, values: Mapping[str, Any]) -> Any:
         """The component's Options with these values, strictly typed; ChoiceError naming value and choices."""
         options = self.get(name).Options
         try:
-            # Through JSON, where a strict dataclass accepts a mapping and a tuple a list; item() is for numpy scalars.
-            return TypeAdapter(options).validate_json(json.dumps(values, default=lambda scalar: scalar.item()))
+            # Through JSON, where a strict dataclass accepts a mapping and a tuple a list.
+            return TypeAdapter(options).validate_json(json.dumps(values, default=_plain))
+        except TypeError as error:
+            raise ChoiceError(f"{self.kind} {name!r}: {error}") from error
         except ValidationError as error:
             raise ChoiceError(self._sentence(name, options, error)) from error
 
@@ -88,3 +100,9 @@ class Registry(Generic[C]):
             )
         message = first["msg"].removeprefix("Value error, ")
         return f"{self.kind} {name!r}: {option}={first['input']!r} cannot be used: {message[:1].lower()}{message[1:]}"
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{value!r} cannot be an option: use text, numbers, true or false, lists and mappings")

@@ -1,4 +1,8 @@
-"""What a run may use. A type apart from Config: resources change speed, never a stage's key."""
+"""What a run may use. A type apart from Config: resources never enter a stage's key.
+
+They change speed and, in trainings, rounding: another number of workers or threads gives another, equally good model.
+The stages that train say in their manifest with how many workers they ran.
+"""
 
 from typing import Annotated
 
@@ -8,9 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field
 class Resources(BaseModel):
     """Workers of a training and tasks of a stage.
 
-    num_workers: training processes, and tasks at a time in the other stages; cpus_per_worker: cores and torch threads
-    of each; gpus_per_worker: GPUs of each, 0 trains on the CPU; max_failures: how often a training whose worker died
-    is continued from its last commit before the stage fails.
+    num_workers: processes of a training, and final trainings at a time; cpus_per_worker: cores and torch threads of
+    each; gpus_per_worker: GPUs of each, 0 trains on the CPU; tasks: at a time where shards are read, decoded or
+    written, as many as there are cores when None; max_failures: how often a training whose worker died is continued
+    from its last commit before the stage fails.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -18,4 +23,5 @@ class Resources(BaseModel):
     num_workers: Annotated[int, Field(ge=1)] = 2
     cpus_per_worker: Annotated[int, Field(ge=1)] = 1
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    tasks: Annotated[int, Field(ge=1)] | None = None
     max_failures: Annotated[int, Field(ge=0)] = 3

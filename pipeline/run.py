@@ -42,10 +42,13 @@ def execute(
     storage.write(storage.join(root, PLAN), json.dumps(describe(stages, recipe), indent=1).encode())
     done: dict[str, Artifact] = {}
     with ExitStack() as ray:
+        started = False
         for stage in stages:
             artifact = stage.load(root)
             if artifact is None:
-                ray.enter_context(connected(resources))
+                if not started:
+                    ray.enter_context(connected(resources))
+                    started = True
                 artifact = _run(stage, root, done, resources, display)
             else:
                 display.skipped(stage.title, stage.key)
@@ -67,16 +70,21 @@ def _run(stage: Stage, root: str, done: dict[str, Artifact], resources: Resource
     out = Output(stage.uri(root))
     inputs = {name: done[source.key] for name, source in stage.inputs.items()}
     started = time.monotonic()
-    from ray.exceptions import RayError
+    from ray.exceptions import RayError, RayTaskError
 
     with display.stage(stage.title) as progress:
         try:
             metrics = stage.run(inputs, stage.config, out, resources=resources, progress=progress)
         except RayError as error:
-            cause = str(error).strip().splitlines()[0]
+            cause: BaseException = error
+            while isinstance(cause, RayTaskError) and isinstance(cause.cause, BaseException):
+                cause = cause.cause
+            if isinstance(cause, SemiPruneError):
+                raise cause from error
+            first = (str(cause).strip().splitlines() or [""])[0]
             raise SemiPruneError(
-                f"Ray gave up on the stage {stage.title!r}: {cause}; what was committed is kept, and the same command "
-                "continues from there"
+                f"the stage {stage.title!r} was given up: {type(cause).__name__}: {first}; what was committed is kept, "
+                "and the same command continues from there"
             ) from error
     facts = {"seconds": round(time.monotonic() - started, 3), "resources": resources.model_dump(), **environment()}
     return stage.commit(root, out, metrics, facts)

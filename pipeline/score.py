@@ -16,7 +16,7 @@ from pipeline import storage
 from pipeline.config import Config
 from pipeline.dynamics import DynamicsStore
 from pipeline.parallel import map_items
-from pipeline.reduce import CHUNK, check_epochs, reduce_range
+from pipeline.reduce import CHUNK, RANGE, check_epochs, reduce_range
 from pipeline.resources import Resources
 from pipeline.scores import SCORES, directions
 from pipeline.stage import Artifact, Output, Part, Progress, write_table_part
@@ -74,10 +74,10 @@ def run(
     }
 
 
-def cut(n: int, at_most: int) -> list[tuple[int, int]]:
-    """0..n-1 in nearly equal ranges [low, high) that begin at multiples of CHUNK."""
+def cut(n: int, num_workers: int) -> list[tuple[int, int]]:
+    """0..n-1 in nearly equal ranges [low, high) from multiples of CHUNK: one a worker, more where RANGE wants it."""
     chunks = -(-n // CHUNK)
-    count = min(at_most, chunks)
+    count = min(max(num_workers, -(-n // RANGE)), chunks)
     return list(itertools.pairwise([chunks * index // count * CHUNK for index in range(count)] + [n]))
 
 

@@ -17,13 +17,13 @@ from pipeline.stage import Artifact, Output, Progress
 class SelectConfig(Config):
     """name: what people call this coreset; selector: file of pipeline/selectors; keep_fraction: share of the pool.
 
-    seed: of random selectors; options: settings of the selector.
+    seed: of random selectors, None for the recipe's, which a plan puts in; options: settings of the selector.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     selector: str
     keep_fraction: Annotated[float, Field(gt=0, le=1)]
-    seed: int = 0
+    seed: int | None = None
     options: Annotated[dict[str, Any], Field(default_factory=dict, validate_default=True)]
 
     @field_validator("selector")
@@ -53,6 +53,7 @@ def run(
     inputs: score, split. Metrics: cuts are the least and the largest kept value of the selector's first column;
     annotation_bill counts every label paid for, those of the split that are not in the coreset too.
     """
+    assert config.seed is not None, "a plan resolves the seed"
     selector = config.build()
     pool = Pool.of(inputs["score"].table(), selector.columns)
     rows = choose(selector, pool, config.keep_fraction, config.seed)

@@ -1,18 +1,37 @@
 """The shards that a recipe names: which they are, and whether they are still what was indexed."""
 
+import contextlib
 import glob
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 from braceexpand import braceexpand
 from fsspec.implementations.local import LocalFileSystem
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from pipeline import storage
-from pipeline.errors import DataError, UserError
+from pipeline.errors import DataError, SemiPruneError, UserError
 
 _PROBES = 16
+
+
+def absolute(uri: str) -> str:
+    """A local path from the root, braces and wildcards kept; a URI as it is."""
+    return uri if "://" in uri or uri.lstrip("{").startswith("/") else storage.resolve(uri)[1]
+
+
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+Uri = Annotated[str, Field(min_length=1), AfterValidator(absolute)]
+"""A place in settings, absolute: workers run in other folders, and equal settings must mean equal places."""
+
+Patterns = Annotated[tuple[Uri, ...], Field(min_length=1), BeforeValidator(_listed)]
+"""Shards in settings, one string or several: paths or URIs with {000..019} and wildcards."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +59,13 @@ class Shard:
 def find(patterns: Sequence[str]) -> list[Source]:
     """Every shard that the patterns name, in their order, each seen to exist and to be readable; else UserError.
 
-    patterns: local paths or URIs with {000000..000019} and the wildcards * ? [] (matches in order of their names).
+    patterns: local paths or URIs with {000000..000019} and the wildcards * ? [] (matches in order of their names); a
+    wildcard in the name of a file that exists is a plain character.
     """
     uris = [uri for pattern in patterns for uri in _expand(pattern)]
     twice = [uri for uri, count in Counter(uris).items() if count > 1]
     if twice:
-        raise UserError(f"data.shards names {twice[0]!r} twice: name every shard once")
+        raise UserError(f"the shard {twice[0]!r} is named twice: name every shard once")
     with ThreadPoolExecutor(_PROBES) as pool:
         return list(pool.map(_probe, uris))
 
@@ -54,14 +74,16 @@ def _expand(pattern: str) -> list[str]:
     try:
         names = list(braceexpand(pattern))
     except ValueError as error:
-        raise UserError(
-            f"data.shards: {pattern!r} has unbalanced braces: write it like train-{{000..019}}.tar"
-        ) from error
-    return [uri for name in names for uri in (_match(name) if glob.has_magic(name) else [_absolute(name)])]
+        raise UserError(f"{pattern!r} has unbalanced braces: write it like train-{{000..019}}.tar") from error
+    return [uri for name in names for uri in (_match(name) if _is_wild(name) else [_named(name)])]
 
 
-def _absolute(uri: str) -> str:
-    """Local paths from the root: workers run in other folders."""
+def _is_wild(name: str) -> bool:
+    return glob.has_magic(name) and not storage.exists(name)
+
+
+def _named(uri: str) -> str:
+    """The one name of a place, however it is written."""
     fs, path = storage.resolve(uri)
     return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
 
@@ -71,7 +93,7 @@ def _match(pattern: str) -> list[str]:
     fs.invalidate_cache()
     found = sorted(name for name, facts in fs.glob(path, detail=True).items() if facts["type"] == "file")
     if not found:
-        raise UserError(f"data.shards: no file matches {pattern!r}: check the path and the pattern")
+        raise UserError(f"no file matches {pattern!r}: check the path and the pattern")
     return [name if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(name)) for name in found]
 
 
@@ -80,13 +102,13 @@ def _probe(uri: str) -> Source:
         source = _source(uri)
         storage.read_range(uri, 0, min(1, source.size))
     except FileNotFoundError as error:
-        raise UserError(f"data.shards: there is no file {uri!r}: check the path and the numbers in braces") from error
+        raise UserError(f"there is no file {uri!r}: check the path and the numbers in braces") from error
     except IsADirectoryError as error:
-        raise UserError(f"data.shards: {uri!r} is a folder: name the shards in it, like {uri}/*.tar") from error
-    except PermissionError as error:
-        raise UserError(f"data.shards: no permission to read {uri!r}: change its mode or your credentials") from error
+        raise UserError(f"{uri!r} is a folder: name the shards in it, like {uri}/*.tar") from error
+    except SemiPruneError:
+        raise
     except Exception as error:  # stores have their own exceptions for credentials, endpoints and regions
-        raise UserError(f"data.shards: cannot read {uri!r}: {error}; check the address and your credentials") from error
+        raise UserError(f"cannot read {uri!r}: {_line(error)}; check the address and your credentials") from error
     return source
 
 
@@ -98,12 +120,29 @@ def _source(uri: str) -> Source:
     return Source(uri, int(facts["size"]), str(stamp))
 
 
-def read(uri: str, size: int) -> bytes:
-    """The whole shard; DataError if it is gone or has another size."""
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextlib.contextmanager
+def _explained(uri: str) -> Iterator[None]:
+    """Turn what a disk or a store says while it reads into one sentence that names the shard."""
     try:
-        data = storage.read(uri)
+        yield
+    except SemiPruneError:
+        raise
     except FileNotFoundError as error:
-        raise DataError(f"the shard {uri!r} is gone: put it back, or take it out of data.shards") from error
+        raise DataError(f"the shard {uri!r} is gone: put it back, or name the others in a new recipe") from error
+    except Exception as error:  # disks, networks and stores, each with exceptions of its own
+        raise SemiPruneError(
+            f"cannot read the shard {uri!r}: {_line(error)}; once it can be read, the same command continues"
+        ) from error
+
+
+def read(uri: str, size: int) -> bytes:
+    """The whole shard; DataError if it is gone or has another size, SemiPruneError if it cannot be read."""
+    with _explained(uri):
+        data = storage.read(uri)
     if len(data) != size:
         raise _changed(uri)
     return data
@@ -117,15 +156,22 @@ def read_unchanged(shard: Shard) -> bytes:
     return data
 
 
+def read_range(shard: Shard, start: int, length: int) -> bytes:
+    """`length` bytes of a shard that `check` has passed; DataError if it ends before."""
+    with _explained(shard.uri):
+        data = storage.read_range(shard.uri, start, length)
+    if len(data) != length:
+        raise _changed(shard.uri)
+    return data
+
+
 def check(shard: Shard) -> None:
-    """DataError if the shard is not the one that was indexed.
+    """DataError if the shard is not the one that was indexed, SemiPruneError if it cannot be read.
 
     Size and stamp decide; only where the stamp differs, as after a copy, the bytes are read and compared.
     """
-    try:
+    with _explained(shard.uri):
         source = _source(shard.uri)
-    except FileNotFoundError as error:
-        raise DataError(f"the shard {shard.uri!r} is gone since indexing: put it back, or use another root") from error
     if source.size != shard.size:
         raise _changed(shard.uri)
     if source.stamp != shard.mtime_or_etag:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -14,8 +13,10 @@ from pydantic import Field
 from pipeline import counter
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.index import load_index
+from pipeline.index import load_config, load_index
+from pipeline.labels import load_label_table
 from pipeline.resources import Resources
+from pipeline.selectors import exact
 from pipeline.stage import Artifact, Output, Progress
 
 Ids = NDArray[np.int64]
@@ -54,9 +55,12 @@ def run(
     rows = rows.filter(pc.is_valid(rows["label"]))
     ids, labels = rows["sample_id"].to_numpy(), rows["label"].to_numpy()
     num_classes = index.metrics["num_classes"]
-    drawn = _draw(ids, labels, num_classes, config.seed, config.settings)
+    try:
+        drawn = _draw(ids, labels, num_classes, config.seed, config.settings)
+        _check_classes(labels, drawn, num_classes, config.settings)
+    except UserError as error:
+        raise UserError(f"{_unknown_keys(index)}{error}") from error
     ids, labels = ids[drawn], labels[drawn]
-    _check_classes(labels, num_classes)
     held = _hold_out(ids, labels, config.seed, config.settings.holdout_fraction)
     role = np.where(held, "holdout", "train")
     out.write_table(pa.table({"sample_id": ids, "label": labels, "role": pa.array(role.tolist(), pa.string())}))
@@ -93,14 +97,31 @@ def _draw(ids: Ids, labels: Ids, num_classes: int, seed: int, settings: SplitCon
     return drawn
 
 
-def _check_classes(labels: Ids, num_classes: int) -> None:
-    missing = np.setdiff1d(np.arange(num_classes), labels)
-    if len(missing):
-        others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise UserError(
-            f"class {missing[0]}{others} has no training label among the {len(labels)} drawn: label at least one image "
-            f"of class {missing[0]}, or raise split.num_labelled"
-        )
+def _check_classes(labels: Ids, drawn: NDArray[np.bool_], num_classes: int, settings: SplitConfig) -> None:
+    missing = np.setdiff1d(np.arange(num_classes), labels[drawn])
+    if not len(missing):
+        return
+    others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+    if missing[0] not in labels:
+        advice = f"label at least one image of class {missing[0]}"
+    else:
+        advice = "raise split.num_labelled" + (" or set split.draw=per_class" if settings.draw == "uniform" else "")
+    raise UserError(f"class {missing[0]}{others} has no training label among the {drawn.sum()} drawn: {advice}")
+
+
+def _unknown_keys(index: Artifact) -> str:
+    """Where a table of labels names images that the shards lack: how many it does name; else ""."""
+    data = load_config(index).data
+    if data.labels is None:
+        return ""
+    given, keys = load_label_table(data.labels, data.classes)["key"], load_index(index, ["key"])["key"]
+    unknown = given.filter(pc.invert(pc.is_in(given, keys)))
+    if not len(unknown):
+        return ""
+    return (
+        f"only {len(given) - len(unknown)} of the {len(given)} keys in data.labels={data.labels!r} are in the shards, "
+        f"whose keys look like {str(keys[0])!r} and not like {str(unknown[0])!r}; as it is, "
+    )
 
 
 def _hold_out(ids: Ids, labels: Ids, seed: int, fraction: float) -> NDArray[np.bool_]:
@@ -110,5 +131,5 @@ def _hold_out(ids: Ids, labels: Ids, seed: int, fraction: float) -> NDArray[np.b
     _, kept = np.unique(labels[positions], return_index=True)
     candidates = np.delete(positions, kept)
     held = np.zeros(len(ids), bool)
-    held[candidates[: math.floor(Fraction(str(fraction)) * len(ids))]] = True
+    held[candidates[: math.floor(exact(fraction) * len(ids))]] = True
     return held

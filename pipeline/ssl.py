@@ -1,5 +1,6 @@
 """Stage `ssl`: a semi-supervised model from the labelled training rows and all images."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,11 @@ from pipeline import epoch_plan
 from pipeline.batches import make_batch
 from pipeline.config import Config
 from pipeline.epochs import EpochLog
+from pipeline.errors import UserError
 from pipeline.pixels import Pixels
 from pipeline.resources import Resources
 from pipeline.stage import Artifact, Output, Progress
-from pipeline.training import Worker, check_batch, train
+from pipeline.training import Worker, train
 
 if TYPE_CHECKING:
     from models.batch import Batch
@@ -37,8 +39,6 @@ def run(
     inputs: pixels, split.
     """
     training = config.training
-    check_batch("ssl.batch_size", training.batch_size, resources)
-    check_batch("ssl.batch_size * ssl.unlabelled_ratio", training.batch_size * training.unlabelled_ratio, resources)
     log = EpochLog(f"{out.uri}/training")
     train(
         _loop,
@@ -53,7 +53,11 @@ def run(
     out.write_table(pa.Table.from_pylist([commit.facts["metrics"] for commit in commits]), "history")
     num_samples = inputs["pixels"].metrics["num_samples"]
     out.write("model", ".pt", _weights(config, num_samples, log.read_checkpoint(commits[-1])))
-    return {"steps": training.steps, "algorithm": training.algorithm}
+    return {
+        "steps": training.steps,
+        "algorithm": training.algorithm,
+        "world_sizes": sorted({commit.facts["world_size"] for commit in commits}),
+    }
 
 
 def _weights(config: SslConfig, num_samples: int, checkpoint: bytes) -> bytes:
@@ -102,6 +106,8 @@ def _loop(worker: Worker, pixels: Artifact, split: Artifact, config: SslConfig, 
     while step < training.steps:
         until = min(training.steps, step + training.checkpoint_every)
         metrics = trainer.train_steps(range(step, until), stream, worker.tick)
+        if not all(map(math.isfinite, metrics.values())):
+            raise UserError(f"ssl diverged before step {until}: lower ssl.lr {training.lr:g}")
         step = until
         worker.tick(step)
         if worker.rank == 0:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
 
 from pipeline import storage
 from pipeline.config import Config
@@ -55,6 +56,19 @@ def write_table_part(folder: str, stem: str, table: pa.Table) -> Part:
     return write_part(folder, stem, ".parquet", sink.getbuffer(), table.num_rows)
 
 
+class _Manifest(BaseModel):
+    """What every reader relies on; a manifest tells more, for people."""
+
+    model_config = ConfigDict(extra="allow")
+
+    stage: str
+    title: str
+    key: str
+    config: dict[str, Any]
+    parts: list[Part]
+    metrics: dict[str, Any]
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A committed stage: where it is and what its manifest says."""
@@ -79,16 +93,16 @@ class Artifact:
         """The verified bytes of a part; CorruptArtifactError if they are not what the manifest says."""
         return storage.read_verified(storage.join(self.uri, part.name), part.sha256)
 
-    def tables(self, prefix: str = "part") -> Iterator[pa.Table]:
-        """The Parquet parts with that prefix, one at a time, in order."""
+    def tables(self, prefix: str = "part", columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The Parquet parts with that prefix, one at a time, in order; columns: those to decode, default all."""
         for part in self.parts(prefix):
-            yield pq.read_table(io.BytesIO(self.read(part)))
+            yield pq.read_table(io.BytesIO(self.read(part)), columns=columns)
 
-    def table(self, prefix: str = "part") -> pa.Table:
+    def table(self, prefix: str = "part", columns: list[str] | None = None) -> pa.Table:
         """All Parquet parts with that prefix as one table, in order; CorruptArtifactError if there is none."""
-        tables = list(self.tables(prefix))
+        tables = list(self.tables(prefix, columns))
         if not tables:
-            raise CorruptArtifactError(f"{self.uri!r} has no part named {prefix!r}")
+            raise CorruptArtifactError(f"{self.uri!r} has no part named {prefix!r}: {storage.MEND}")
         return pa.concat_tables(tables)
 
 
@@ -179,18 +193,14 @@ class Stage:
 
     def load(self, root: str) -> Artifact | None:
         """The committed artifact, or None if the stage has not finished."""
-        uri = self.uri(root)
+        manifest = storage.join(self.uri(root), MANIFEST)
         try:
-            manifest = json.loads(storage.read(storage.join(uri, MANIFEST)))
+            content = storage.read_json(manifest, _Manifest)
         except FileNotFoundError:
             return None
-        except ValueError as error:
-            raise CorruptArtifactError(f"{storage.join(uri, MANIFEST)!r} is damaged: delete it to run again") from error
-        if manifest.get("key") != self.key:
-            raise CorruptArtifactError(
-                f"{storage.join(uri, MANIFEST)!r} belongs to another stage: delete it to run again"
-            )
-        return Artifact(uri, manifest)
+        if content.key != self.key:
+            raise CorruptArtifactError(f"{manifest!r} belongs to another stage: {storage.MEND}")
+        return Artifact(self.uri(root), content.model_dump())
 
     def commit(self, root: str, out: Output, metrics: dict[str, Any], facts: dict[str, Any]) -> Artifact:
         """Write the manifest, last and in one step. If another attempt was first, its artifact is the result.

@@ -1,6 +1,5 @@
 """How far a run is, read from its directory alone: no recipe, no Ray."""
 
-import json
 from dataclasses import dataclass
 
 from pipeline import storage
@@ -20,20 +19,40 @@ class StageStatus:
     detail: str
 
 
+@dataclass(frozen=True)
+class _Planned:
+    """A line of the plan, as `run.describe` writes it."""
+
+    stage: str
+    title: str
+    key: str
+
+
+@dataclass(frozen=True)
+class _Plan:
+    stages: list[_Planned]
+
+
+@dataclass(frozen=True)
+class _Finished:
+    seconds: float
+
+
 def read_status(root: str) -> list[StageStatus]:
     """The stages of the last plan that ran in `root`, in order."""
     try:
-        plan = json.loads(storage.read(storage.join(root, PLAN)))
+        plan = storage.read_json(storage.join(root, PLAN), _Plan, mend="run the recipe again, which writes it anew")
     except FileNotFoundError as error:
         raise UserError(f"{root!r} is not a run directory: it has no {PLAN}; name the root of a recipe") from error
-    return [_status(root, entry["stage"], entry["title"], entry["key"]) for entry in plan["stages"]]
+    return [_status(root, planned) for planned in plan.stages]
 
 
-def _status(root: str, stage: str, title: str, key: str) -> StageStatus:
-    folder = storage.join(root, stage, key)
+def _status(root: str, planned: _Planned) -> StageStatus:
+    title, key = planned.title, planned.key
+    folder = storage.join(root, planned.stage, key)
     found = storage.names(folder)
     if MANIFEST in found:
-        seconds = json.loads(storage.read(storage.join(folder, MANIFEST)))["seconds"]
+        seconds = storage.read_json(storage.join(folder, MANIFEST), _Finished).seconds
         return StageStatus(title, key, "done", f"{seconds:.1f} s")
     if not found:
         return StageStatus(title, key, "to run", "")

@@ -18,8 +18,12 @@ import fsspec
 from botocore.exceptions import BotoCoreError
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
+from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import CorruptArtifactError, UserError
+
+MEND = "delete the folder of that stage and run the same command again"
+"""What helps against damage: the stage is done once more."""
 
 
 def join(root: str, *names: str) -> str:
@@ -50,38 +54,48 @@ def sha256(data: bytes | memoryview) -> str:
 
 
 @contextlib.contextmanager
-def _explained(uri: str) -> Iterator[None]:
-    """Turn what the system or the store says about a place into one sentence that names it."""
+def _explained(uri: str, mend: str = "check the path") -> Iterator[None]:
+    """Turn what the system or the store says about a place into one sentence that names it.
+
+    That something is missing, a folder, or there already goes through: the caller knows what it means.
+    """
     try:
         yield
-    except PermissionError as error:
-        raise UserError(f"no permission for {uri!r}: choose another place, or allow it to this user or role") from error
-    except NotADirectoryError as error:
-        raise UserError(f"a folder in {uri!r} is a file: choose another place") from error
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"no space left to write {uri!r}: free some, then run the same command again") from error
-        if error.errno == errno.EROFS:
-            raise UserError(f"{uri!r} is on a read-only filesystem: choose another place") from error
+    except (FileNotFoundError, IsADirectoryError, FileExistsError):
         raise
+    except PermissionError as error:
+        raise UserError(f"no permission for {uri!r}: allow it to this user or role, or {mend}") from error
+    except NotADirectoryError as error:
+        raise UserError(f"a folder in {uri!r} is a file: {mend}") from error
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UserError(f"cannot use {uri!r}: {said}; {mend}") from error
     except BotoCoreError as error:
         raise UserError(f"cannot reach {uri!r}: {error}; check network, endpoint and credentials") from error
 
 
 @contextlib.contextmanager
 def _explained_write(uri: str) -> Iterator[None]:
-    """The same for writing, where a missing bucket or a file in place of a folder is the user's mistake."""
-    with _explained(uri):
+    """The same for writing, where whatever stands in the way is the user's to mend."""
+    with _explained(uri, mend="choose another place"):
         try:
             yield
         except FileNotFoundError as error:
-            raise UserError(
-                f"cannot write {uri!r}: its bucket or filesystem does not exist; create it first"
-            ) from error
+            if is_local(uri):
+                raise UserError(f"cannot write {uri!r}: no file can be made there; choose another place") from error
+            raise UserError(f"cannot write {uri!r}: its bucket does not exist; create it first") from error
         except (FileExistsError, IsADirectoryError) as error:
             raise UserError(
                 f"cannot write {uri!r}: a file or folder of that name is in the way; choose another place"
             ) from error
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise UserError(
+                    f"no space left to write {uri!r}: free some, then run the same command again"
+                ) from error
+            if error.errno == errno.EROFS:
+                raise UserError(f"{uri!r} is on a read-only filesystem: choose another place") from error
+            raise
 
 
 def _http_status(error: OSError) -> int | None:
@@ -110,6 +124,8 @@ def write(uri: str, data: bytes | memoryview) -> None:
     fs, path = resolve(uri)
     with _explained_write(uri):
         if isinstance(fs, LocalFileSystem):
+            if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
+                raise UserError(f"{uri!r} is a device, a pipe or a socket: name a file")
             temporary = _write_temporary(Path(path), data)
             try:
                 temporary.replace(path)
@@ -192,10 +208,21 @@ def read_verified(uri: str, checksum: str) -> bytes:
     try:
         data = read(uri)
     except FileNotFoundError as error:
-        raise CorruptArtifactError(f"{uri!r} is named by its manifest but missing") from error
+        raise CorruptArtifactError(f"{uri!r} is named by its manifest but missing: {MEND}") from error
     if sha256(data) != checksum:
-        raise CorruptArtifactError(f"{uri!r} is damaged: its SHA-256 is not the one in its manifest")
+        raise CorruptArtifactError(f"{uri!r} is damaged, its SHA-256 is not the one in its manifest: {MEND}")
     return data
+
+
+def read_json(uri: str, kind: Any = dict[str, Any], mend: str = MEND) -> Any:
+    """The JSON at `uri` as a value of `kind`, such as a dataclass; FileNotFoundError if there is none.
+
+    CorruptArtifactError if it is no such value; mend: what to do then.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(read(uri))
+    except (ValidationError, IsADirectoryError) as error:
+        raise CorruptArtifactError(f"{uri!r} is damaged: {mend}") from error
 
 
 def exists(uri: str) -> bool:

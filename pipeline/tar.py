@@ -16,6 +16,10 @@ BLOCK = 512
 END = bytes(2 * BLOCK)
 """What closes an archive: two zero blocks."""
 
+WHOLE = -1
+"""The row of what concerns an archive as a whole."""
+
+_NOT_ZERO = re.compile(rb"[^\0]")
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)")
 # Line breaks would tear a list of keys apart; surrogates are bytes of a name that is not UTF-8.
 _UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -38,8 +42,8 @@ class Member:
 class Sample:
     """Members that share a key.
 
-    row: position among all samples of the shard; offset, length: span in the archive of all its members with every
-    header, a multiple of 512 bytes; defect, detail: why it cannot be used, or "".
+    row: position among all samples of the shard, WHOLE for a defect of the archive itself; offset, length: span in the
+    archive of all its members with every header, a multiple of 512 bytes; defect, detail: why it cannot be used, or "".
     """
 
     row: int
@@ -55,7 +59,8 @@ def scan(data: bytes) -> list[Sample]:
     """The samples of an archive, in order; NotATarError if it is none.
 
     An archive is whole only if its end marker follows the last member. Where it does not, the last sample may lack
-    members and is marked as a "truncated shard"; those before it are complete.
+    members and is marked as a "truncated shard"; those before it are complete. Bytes after the end marker, as of
+    `cat a.tar b.tar`, are what tar never reads: they come last, as a defect of the row WHOLE.
     """
     if data[:2] == b"\x1f\x8b":
         raise NotATarError("it is compressed with gzip; shards must be plain tar files")
@@ -65,13 +70,16 @@ def scan(data: bytes) -> list[Sample]:
         for info, start, end in _members(data):
             _append(samples, info, start, end)
     except tarfile.ReadError as error:
-        if not samples:
-            raise NotATarError(str(error)) from error
         damage = str(error)
     if not damage and data and data[end : end + BLOCK] != bytes(BLOCK):
         damage = "no end marker follows the last member"
+    if damage and not samples:
+        raise NotATarError(damage)
     if damage:
         samples[-1] = replace(samples[-1], defect="truncated shard", detail=f"{damage}, at byte {end} of {len(data)}")
+    elif more := _NOT_ZERO.search(data, end):
+        detail = f"at byte {more.start()} of {len(data)}: two archives in one file?"
+        samples.append(Sample(WHOLE, "", (), end, len(data) - end, "data after the end marker", detail))
     return samples
 
 

@@ -75,6 +75,7 @@ def _work(config: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     torch.set_num_threads(config["threads"])
+    device = get_device() if config["use_gpu"] else torch.device("cpu")
     context = train.get_context()
     rank, last, report = context.get_world_rank(), 0.0, config["report"]
 
@@ -87,7 +88,7 @@ def _work(config: dict[str, Any]) -> None:
     if ray.get(report.read.remote())[1] is not None:
         return  # a worker of the group before this one has met a mistake that would come again
     try:
-        config["loop"](Worker(rank, context.get_world_size(), get_device(), tick), **config["arguments"])
+        config["loop"](Worker(rank, context.get_world_size(), device, tick), **config["arguments"])
     except UserError as mistake:
         ray.get(report.fail.remote(mistake))
         raise
@@ -118,6 +119,7 @@ def train(
             "arguments": arguments,
             "report": report,
             "threads": resources.cpus_per_worker,
+            "use_gpu": use_gpu,
         },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
@@ -144,12 +146,13 @@ def train(
     mistake = None
     while thread.is_alive():
         thread.join(0.3)
-        done, mistake = ray.get(report.read.remote())
+        done, mistake = ray.get(report.read.remote(), timeout=30)  # for ever, if Ray itself is gone
         if done is not None:
             progress(done, total, unit)
     if mistake is not None:
         raise mistake
     if not raised:
+        filesystem.rm(path, recursive=True)
         progress(total, total, unit)
         return
     error = raised[0]
@@ -166,11 +169,3 @@ def _as_arrow(filesystem: Any) -> Any:
     from pyarrow.fs import FSSpecHandler, PyFileSystem
 
     return PyFileSystem(FSSpecHandler(filesystem))
-
-
-def check_batch(name: str, batch_size: int, resources: Resources) -> None:
-    """A global batch must be dealt out evenly; else a UserError that names both numbers."""
-    if batch_size % resources.num_workers:
-        raise UserError(
-            f"{name} {batch_size} is not a multiple of resources.num_workers {resources.num_workers}: change either"
-        )

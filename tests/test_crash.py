@@ -2,7 +2,6 @@
 
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -25,14 +24,15 @@ def committed(root: Path, log: str, at_least: int) -> bool:
 
 @pytest.mark.timeout(300)
 def test_a_killed_run_continues_to_the_same_coreset(digits: Path, tmp_path: Path, reference_run: Path) -> None:
-    root, pause = tmp_path / "killed", random.Random(time.time_ns())
+    root, seed = tmp_path / "killed", time.time_ns()
+    print(f"seed of the moments: {seed}")  # shown when the test fails
+    pause = random.Random(seed)
     recipe = str(tiny_recipe(digits, root))
 
     driver = start("run", recipe)
     wait_for(lambda: committed(root, "ssl/*/training", 2), driver, "commit of ssl")
     time.sleep(pause.uniform(0, 0.5))
     kill_tree(driver)
-    assert not list(root.glob("ssl/*/_MANIFEST.json"))
 
     driver = start("run", recipe)
     wait_for(lambda: committed(root, "proxy/*/dynamics", 1), driver, "epoch of the proxy")
@@ -44,11 +44,8 @@ def test_a_killed_run_continues_to_the_same_coreset(digits: Path, tmp_path: Path
     for name in ("raylet/raylet", "gcs_server"):
         for process in descendants(driver, name):
             process.send_signal(signal.SIGKILL)
-    try:
-        driver.wait(timeout=30)
-    except subprocess.TimeoutExpired:
-        kill_tree(driver)
-    assert driver.returncode != 0
+    status, _, err = finish(driver, timeout=100)
+    assert status not in (0, 2), err
 
     driver = start("run", recipe)
     wait_for(lambda: bool(list(root.glob("score/*/_MANIFEST.json"))), driver, "scores")

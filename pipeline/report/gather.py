@@ -12,7 +12,6 @@ from pipeline.report.verdict import compare, headline, wilson
 from pipeline.stage import Artifact
 
 QUARANTINE_ROWS = 20
-STAGES = ("index", "pixels", "split", "ssl", "pseudo_label", "proxy", "score", "select", "export", "evaluate")
 Inputs = Mapping[str, Artifact]
 
 
@@ -58,13 +57,13 @@ def gather(inputs: Inputs, title: str, examples: int) -> dict[str, Any]:
 
 
 def _class_names(index: Artifact) -> list[str]:
-    config = index.manifest["config"]
+    config = index.manifest["config"]["data"]
     return list(config["classes"]) or [str(label) for label in range(config["num_classes"])]
 
 
 def _kept(select: Artifact, num_samples: int) -> NDArray[np.bool_]:
     kept = np.zeros(num_samples, dtype=bool)
-    for _, table in tables.parts(select, ["sample_id"]):
+    for table in select.tables(columns=["sample_id"]):
         kept[table["sample_id"].to_numpy()] = True
     return kept
 
@@ -202,10 +201,8 @@ def _pseudo_labels(artifact: Artifact, confidence: NDArray[np.float32], names: S
 
 
 def _provenance(inputs: Inputs) -> dict[str, Any]:
-    """What is needed to do it again: config, key and seconds of every stage, and what it ran with."""
-    manifests = sorted(
-        (artifact.manifest for artifact in inputs.values()), key=lambda manifest: STAGES.index(manifest["stage"])
-    )
+    """What is needed to do it again: config, key and seconds of every stage, in the inputs' order; what it ran with."""
+    manifests = [artifact.manifest for artifact in inputs.values()]
     libraries = [*manifests[0]["libraries"], "python"]
     return {
         "stages": [

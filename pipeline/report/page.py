@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+import pipeline.duration
 from pipeline.report.figures import SERIES
 
 THIN = "\N{NARROW NO-BREAK SPACE}"
@@ -42,13 +43,8 @@ def size(num_bytes: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the units a person would say."""
-    if seconds < 60:
-        return f"{seconds:.1f}{THIN}s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes}{THIN}min {rest:02d}{THIN}s"
-    return f"{minutes // 60}{THIN}h {minutes % 60:02d}{THIN}min"
+    """Seconds in the units a person would say, on one line."""
+    return pipeline.duration.duration(seconds).replace(" ", THIN)
 
 
 def number(value: float) -> str:

@@ -1,7 +1,7 @@
 """Columns out of artifacts by sample_id, for pools of millions: only the named columns, one part at a time."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,20 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.stage import Artifact, Part
-
-
-def parts(artifact: Artifact, columns: Sequence[str], prefix: str = "part") -> Iterator[tuple[Part, pa.Table]]:
-    """Every Parquet part with that prefix, in order, as a table of `columns` alone."""
-    for part in artifact.parts(prefix):
-        yield part, pq.read_table(io.BytesIO(artifact.read(part)), columns=list(columns))
+from pipeline.stage import Artifact
 
 
 def by_id(artifact: Artifact, columns: Sequence[str], num_samples: int) -> dict[str, NDArray[Any]]:
     """Each column as an array [N] whose index is the sample_id, whatever the order of rows and parts."""
     dense: dict[str, NDArray[Any]] = {}
     seen = np.zeros(num_samples, dtype=bool)
-    for _, table in parts(artifact, ["sample_id", *columns]):
+    for table in artifact.tables(columns=["sample_id", *columns]):
         ids = table["sample_id"].to_numpy()
         seen[ids] = True
         for name in columns:

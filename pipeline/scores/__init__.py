@@ -47,11 +47,13 @@ class EpochStatistics:
 class Score(Component, ABC):
     """A score computed in one pass over epochs, for n examples at a time.
 
-    harder: the columns of its result, and for each of them which end is hard. A record that is not present is left
-    out, never taken for 0; an example with too few records to have a score gets NaN.
+    harder: the columns of its result, and for each of them which end is hard; epochs_option: the option that says how
+    many leading epochs it needs, None if it takes what there is. A record that is not present is left out, never taken
+    for 0; an example with too few records to have a score gets NaN.
     """
 
     harder: ClassVar[Mapping[str, Harder]]
+    epochs_option: ClassVar[str | None] = None
 
     def __init__(self, n: int, options: Any) -> None:
         self.options = options
@@ -59,7 +61,7 @@ class Score(Component, ABC):
     @classmethod
     def num_epochs(cls, options: Any) -> int | None:
         """How many leading epochs the score needs, all of them recorded; None: it takes what there is."""
-        return None
+        return None if cls.epochs_option is None else int(getattr(options, cls.epochs_option))
 
     @abstractmethod
     def update(self, statistics: EpochStatistics, epoch: int) -> None:
@@ -82,10 +84,12 @@ def compute_scores(uri: str, names: Sequence[str], /, **options: Mapping[str, An
     """Scores of every example of a dynamics store, sorted by sample_id: sample_id and a f32 column per score column.
 
     uri: folder that a DynamicsWriter filled; names: scores, files of this package; options: settings of a score under
-    its name. UserError if a score or an option does not exist or needs more epochs than are recorded.
+    its name. UserError if no score is named, if one or an option does not exist or needs more epochs than are recorded.
     """
     from pipeline.reduce import reduce_store  # the one import of I/O: kernels below this package stay numpy only
 
+    if not names:
+        raise ChoiceError(f"no score is asked for: choose from {', '.join(SCORES.names())}")
     for name in options:
         if name not in names:
             raise ChoiceError(f"options for score {name!r}, which is not computed: choose from {', '.join(names)}")

@@ -18,6 +18,7 @@ class Dual(Score):
     """
 
     harder: ClassVar = {"dual": "high", "dual_mean": "low"}
+    epochs_option: ClassVar = "T"
     source: ClassVar = (
         "arXiv 2502.06905, "
         "Lightweight Dataset Pruning without Full Training via Example Difficulty and Prediction Uncertainty"
@@ -39,11 +40,6 @@ class Dual(Score):
         self._ring = np.zeros((options.J, n), dtype=np.float32)
         self._records = np.zeros(n, dtype=np.int32)
         self._sum, self._windows = np.zeros(n), np.zeros(n)
-
-    @classmethod
-    def num_epochs(cls, options: Options) -> int:
-        """T."""
-        return options.T
 
     def update(self, statistics: EpochStatistics, epoch: int) -> None:
         """Put a record in the place of the oldest and add the window that it completes."""

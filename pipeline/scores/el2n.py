@@ -16,6 +16,7 @@ class El2n(Score):
     """
 
     harder: ClassVar = {"el2n": "high"}
+    epochs_option: ClassVar = "num_epochs"
     source: ClassVar = "arXiv 2107.07075, Deep Learning on a Data Diet: Finding Important Examples Early in Training"
 
     @dataclass(frozen=True)
@@ -32,11 +33,6 @@ class El2n(Score):
         super().__init__(n, options)
         self._sum = np.zeros(n)
         self._seen = np.zeros(n, dtype=bool)
-
-    @classmethod
-    def num_epochs(cls, options: Options) -> int:
-        """K."""
-        return options.num_epochs
 
     def update(self, statistics: EpochStatistics, epoch: int) -> None:
         """Add one of the first epochs."""

@@ -36,11 +36,16 @@ class Pool:
     def of(table: "pa.Table", columns: Sequence[str]) -> "Pool":
         """From a table with sample_id and these columns, rows in any order; UserError naming what it lacks."""
         for name in ("sample_id", *columns):
-            if name not in table.column_names:
-                raise UserError(f"the table has no column {name!r}: it has {', '.join(table.column_names)}")
+            if table.column_names.count(name) != 1:
+                number = "more than one" if name in table.column_names else "no"
+                raise UserError(f"the table has {number} column {name!r}: it has {', '.join(table.column_names)}")
+            if name == "sample_id" and table[name].null_count:
+                raise UserError(f"{table[name].null_count} rows have no sample_id: leave them out")
             if table[name].to_numpy().dtype.kind not in ("iu" if name == "sample_id" else "iuf"):
                 raise UserError(f"column {name!r} is of type {table[name].type}: it must hold numbers")
-        ids = table["sample_id"].to_numpy()
+        if not table.num_rows:
+            raise UserError("the table has no rows: give every sample one")
+        ids = table["sample_id"].to_numpy().astype(np.int64)
         order = np.argsort(ids, kind="stable")
         ids = ids[order]
         again = ids[1:][ids[1:] == ids[:-1]]
@@ -88,14 +93,21 @@ def build(name: str, keep_fraction: float, options: Mapping[str, Any]) -> Select
 
 def choose(selector: Selector, pool: Pool, keep_fraction: float, seed: int) -> NDArray[np.int64]:
     """floor(keep_fraction * n) rows of the pool in order of preference; UserError if that is none."""
-    budget = math.floor(exact(keep_fraction) * len(pool))
-    if budget == 0:
-        raise UserError(
-            f"keep_fraction={keep_fraction} of {len(pool)} samples is a budget of 0: raise it to at least 1/{len(pool)}"
-        )
-    rows = selector(pool, budget, seed)
-    assert len(np.unique(rows)) == len(rows) == budget, "a selector keeps its exact budget"
+    size = budget(keep_fraction, len(pool))
+    rows = selector(pool, size, seed)
+    assert len(np.unique(rows)) == len(rows) == size, "a selector keeps its exact budget"
     return rows
+
+
+def budget(keep_fraction: float, num_samples: int) -> int:
+    """floor(keep_fraction * num_samples), as on paper; UserError if that is 0. It is known before any data is."""
+    size = math.floor(exact(keep_fraction) * num_samples)
+    if size == 0:
+        raise UserError(
+            f"keep_fraction={keep_fraction} of {num_samples} samples is a budget of 0: "
+            f"raise it to at least 1/{num_samples}"
+        )
+    return size
 
 
 def select(

@@ -111,7 +111,7 @@ def test_changed_and_missing_shards_are_named(semiprune, reference_run: Path, di
 
 @pytest.mark.timeout(120)
 def test_ctrl_c_leaves_a_run_that_continues(recipe: Path, tmp_path: Path) -> None:
-    process = start("run", str(recipe))
+    process = start("run", str(recipe), "--set", "ssl.steps=1000")
     wait_for(lambda: bool(list(tmp_path.glob("run/ssl/*/training/epoch-*.json"))), process, "a commit of ssl")
     process.send_signal(signal.SIGINT)
     status, _, err = finish(process, timeout=60)

@@ -1,3 +1,4 @@
+import inspect
 import io
 import json
 import tarfile
@@ -79,6 +80,13 @@ def test_imagefolder_is_deterministic_and_mixes_classes(tmp_path):
         assert set(labels) == {b"0", b"1"}
 
 
+def test_shards_are_of_one_size_whatever_is_imported():
+    defaults = [
+        inspect.signature(call).parameters["samples_per_shard"] for call in (import_imagefolder, import_torchvision)
+    ]
+    assert {parameter.default for parameter in defaults} == {importers.SAMPLES_PER_SHARD} == {2500}
+
+
 def test_imagefolder_mistakes(tmp_path):
     with pytest.raises(UserError, match=r"none' is no folder"):
         import_imagefolder(str(tmp_path / "none"), str(tmp_path / "out"))
@@ -135,6 +143,14 @@ class Offline(datasets.VisionDataset):
         raise RuntimeError("Error downloading x.tar.gz")
 
 
+class Pairs(datasets.FakeData):
+    def __getitem__(self, index: int):
+        return (*super().__getitem__(index), 1)
+
+    def __len__(self) -> int:
+        return 3
+
+
 class Boxes(datasets.FakeData):
     def __init__(self, root: str, train: bool = True) -> None:
         super().__init__(size=3, image_size=(3, 6, 6))
@@ -145,7 +161,7 @@ class Boxes(datasets.FakeData):
 
 @pytest.fixture(autouse=True)
 def _own_datasets(monkeypatch):
-    for kind in (Tiny, BySplit, Offline, Boxes):
+    for kind in (Tiny, BySplit, Offline, Pairs, Boxes):
         monkeypatch.setattr(datasets, kind.__name__, kind, raising=False)
 
 
@@ -176,8 +192,14 @@ def test_torchvision_split_by_name(tmp_path):
     [
         ("CIFAR11", "has no dataset 'CIFAR11': choose one such as CIFAR10"),
         ("os", "has no dataset 'os'"),
-        ("Offline", r"cannot provide Offline \(train\): Error downloading"),
-        ("Boxes", "Boxes is no classification dataset"),
+        ("Offline", r"cannot provide Offline \(train\) as images with class numbers: Error downloading"),
+        ("Boxes", r"cannot provide Boxes \(train\) .*: its samples are Image and dict; try again, or choose another"),
+        ("Pairs", r"cannot provide Pairs \(train\) .*; try again, or choose another, such as CIFAR10"),
+        ("FakeData", r"cannot provide FakeData \(train\) "),
+        ("VisionDataset", r"cannot provide VisionDataset \(train\) .*: NotImplementedError; try"),
+        ("CocoDetection", r"cannot provide CocoDetection \(train\) .*annFile"),
+        ("DatasetFolder", r"cannot provide DatasetFolder \(train\) .*loader"),
+        ("EMNIST", r"cannot provide EMNIST \(train\) .*Unknown value 'train'"),
     ],
 )
 def test_torchvision_mistakes_leave_nothing(tmp_path, name, message):

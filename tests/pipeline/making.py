@@ -70,7 +70,8 @@ def run_stage(
 def run_index(root: Path, shards: Any, **settings: Any) -> Artifact:
     """An index with a tolerant quarantine, if nothing else is said."""
     settings = {"num_classes": 2, "image_size": 8, "quarantine_limit": 1.0} | settings
-    return run_stage(root, "index", index.run, index.DataConfig(shards=shards, **settings), {})
+    config = index.IndexConfig.of(index.DataConfig(shards=shards, **settings))
+    return run_stage(root, "index", index.run, config, {})
 
 
 def table_artifact(root: Path, name: str, tables: Iterable[Any]) -> Artifact:

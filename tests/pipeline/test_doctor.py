@@ -154,7 +154,7 @@ def test_locations_that_do_not_work(s3_bucket: str, tmp_path: Path) -> None:
         ("s3://no-such-bucket/runs", "does not exist", "create it first"),
         ("nope://x", "Protocol not known", "use a local path or s3://bucket/prefix"),
         (str(tmp_path / "file" / "runs"), "is a file", "choose another place"),
-        ("/proc/semiprune", "does not exist", "create it first"),
+        ("/proc/semiprune", "no file can be made there", "choose another place"),
     ):
         finding = found(examine([uri]), f"storage {uri}")
         assert finding.verdict == "fail"

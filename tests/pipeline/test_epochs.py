@@ -102,6 +102,17 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         log.read_checkpoint(commit)
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"epoch": 1, "files": [{}], "checkpoint": null}'])
+def test_a_damaged_manifest_is_named(tmp_path: Path, content: bytes) -> None:
+    log = EpochLog(str(tmp_path))
+    for epoch in range(2):
+        log.commit(epoch, [])
+    (tmp_path / "epoch-00001.json").write_bytes(content)
+    for read in (log.commits, log.latest):
+        with pytest.raises(CorruptArtifactError, match=r"epoch-00001\.json' is damaged: delete the folder"):
+            read()
+
+
 def test_killed_at_any_write_before_or_after_it_a_training_continues_to_the_same_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 from pipeline import export
 from pipeline.errors import DataError
 from pipeline.export import ExportConfig
+from pipeline.index import load_config
 from tests.pipeline.making import foreign_tar, image, run_index, run_stage, table_artifact, write_shard
 
 LONG = "l" * 150 + "ä"
@@ -95,7 +96,8 @@ def test_the_shards_hold_the_original_members_byte_for_byte(exported):
     shards = {name: data for name, data in files(artifact).items() if name.startswith("shards/")}
     assert sorted(shards) == [f"shards/coreset-{n:06d}.tar" for n in range(3)]
     assert [len({name.split(".")[0] for name, _ in members([data])}) for data in shards.values()] == [3, 3, 1]
-    sources = sorted(Path(inputs["index"].manifest["config"]["shards"]).parent.glob("*.tar"))
+    (pattern,) = load_config(inputs["index"]).data.shards
+    sources = sorted(Path(pattern).parent.glob("*.tar"))
     originals = members(path.read_bytes() for path in sources)
     keys = tuple(f"{key}." for key in ("a0", "a2", "a3", "b5", "b6", "c8", "c9"))
     assert members(shards.values()) == [(name, data) for name, data in originals if name.startswith(keys)]
@@ -145,6 +147,20 @@ def test_without_shards(ray_local, tmp_path):
     artifact = run(tmp_path, make_inputs(tmp_path), shards=False)
     assert artifact.metrics["files"] == ["coreset.parquet", "keys.txt", "indices.npy"]
     assert artifact.metrics["num_shards"] == 0
+
+
+def test_lists_appear_after_the_shards(ray_local, tmp_path, monkeypatch):
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    inputs = make_inputs(tmp_path)
+    monkeypatch.setattr(export, "map_items", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, inputs)
+    assert not list((tmp_path / "export").rglob("*"))
+    monkeypatch.undo()
+    names = run(tmp_path, inputs).metrics["files"]
+    assert names == ["shards/coreset-000000.tar", "coreset.parquet", "keys.txt", "indices.npy"]
 
 
 def test_a_shard_that_changed_is_an_error(ray_local, tmp_path):

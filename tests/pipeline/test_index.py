@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from pipeline import index, index_shard
 from pipeline.errors import DataError, UserError
-from pipeline.index import DataConfig, check_unchanged, load_index, load_shards
+from pipeline.index import DataConfig, IndexConfig, check_unchanged, load_config, load_index, load_shards
 from tests.pipeline.making import foreign_tar, image, run_index, run_stage, write_dataset, write_shard
 
 SETTINGS = {"num_classes": 2, "image_size": 8}
@@ -30,6 +30,7 @@ def test_every_sample_gets_an_id_in_the_order_of_shards_and_rows(ray_local, tmp_
     assert table["row"].to_pylist() == [0, 1, 2, 3] * 3
     assert table["label"].to_pylist() == [0, 1] * 6
     assert load_index(artifact, ["label"]).column_names == ["sample_id", "label"]
+    assert load_index(artifact, ["label", "key"]).column_names == ["sample_id", "label", "key"]
     shards = load_shards(artifact)
     assert [(shard.num_rows, shard.first_id) for shard in shards] == [(4, 0), (4, 4), (4, 8)]
     assert len(artifact.parts()) == 3
@@ -39,7 +40,6 @@ def test_every_sample_gets_an_id_in_the_order_of_shards_and_rows(ray_local, tmp_
         "num_shards": 3,
         "num_classes": 2,
         "num_labelled_rows": 12,
-        "labels_sha256": None,
         "labels_unmatched": 0,
         "num_quarantined": 0,
         "quarantined": {},
@@ -111,6 +111,18 @@ def test_everything_unusable_is_listed_with_its_reason(ray_local, tmp_path):
         (3, 0), (1, 3), (0, 4), (0, 4), (2, 4),
     ]  # fmt: skip
     assert len(artifact.parts()) == 3
+
+
+def test_a_second_archive_in_a_shard_is_no_secret(ray_local, tmp_path):
+    write_dataset(tmp_path / "data", num_shards=3)
+    first, second, _ = sorted((tmp_path / "data").iterdir())
+    first.write_bytes(first.read_bytes() + second.read_bytes())
+    second.write_bytes(bytes(1024) + second.read_bytes())
+    artifact = run_index(tmp_path / "run", f"{tmp_path}/data/*.tar")
+    assert [(shard.num_rows, shard.first_id) for shard in load_shards(artifact)] == [(4, 0), (0, 4), (4, 4)]
+    assert quarantined(artifact) == [(path.name, -1, "", "data after the end marker") for path in (first, second)]
+    with pytest.raises(DataError, match=r"66\.67% of the data cannot be used \(2 data after the end marker\)"):
+        run_index(tmp_path / "strict", f"{tmp_path}/data/*.tar", quarantine_limit=0.5)
 
 
 def test_a_key_of_several_shards_stays_in_the_first(ray_local, tmp_path):
@@ -189,12 +201,22 @@ def test_a_label_table_replaces_the_labels_of_the_shards(ray_local, tmp_path):
     assert quarantined(artifact) == [("train-000000.tar", 3, "s003", "label out of range")]
     assert (artifact.metrics["num_labelled_rows"], artifact.metrics["labels_unmatched"]) == (2, 2)
     check_unchanged(artifact)
-    (tmp_path / "labels.parquet").write_bytes(b"other")
-    with pytest.raises(DataError, match=r"labels\.parquet' has changed since indexing"):
-        check_unchanged(artifact)
-    (tmp_path / "labels.parquet").unlink()
-    with pytest.raises(DataError, match=r"labels\.parquet' has changed since indexing"):
-        check_unchanged(artifact)
+
+
+def test_the_content_of_the_label_table_is_part_of_the_settings(tmp_path):
+    pattern, table = write_dataset(tmp_path / "data", num_shards=1), tmp_path / "labels.csv"
+    table.write_text("key,label\ns001,0\n")
+    data = DataConfig(shards=pattern, labels=str(table), **SETTINGS)
+    before = IndexConfig.of(data)
+    assert IndexConfig.of(data) == before
+    table.write_text("key,label\ns001,1\n")
+    assert IndexConfig.of(data) != before
+    with pytest.raises(DataError, match=r"labels\.csv' changed as the run began: run the same command again"):
+        run_stage(tmp_path / "run", "index", index.run, before, {})
+    table.unlink()
+    with pytest.raises(UserError, match=r"data\.labels: there is no table of labels at '.*labels\.csv'"):
+        IndexConfig.of(data)
+    assert IndexConfig.of(data.model_copy(update={"labels": None})).labels_sha256 is None
 
 
 def test_what_is_missing_is_said_before_any_work(tmp_path):
@@ -232,14 +254,35 @@ def test_a_changed_dataset_is_seen(ray_local, tmp_path):
 
 def test_a_store_works_like_a_disk(tmp_path, ray_local):
     pattern = write_dataset(tmp_path / "data", num_shards=1)
-    artifact = run_stage(tmp_path / "run", "index", index.run, DataConfig(shards=f"file://{pattern}", **SETTINGS), {})
+    artifact = run_index(tmp_path / "run", f"file://{pattern}")
     assert load_index(artifact).num_rows == 4
 
 
 def test_settings_from_json():
     config = DataConfig.model_validate_json('{"shards": ["a", "b"], "classes": ["cat", "dog"], "image_size": 8}')
-    assert (config.patterns, config.num_classes, config.classes) == (("a", "b"), 2, ("cat", "dog"))
-    assert DataConfig.model_validate_json('{"shards": "a", "num_classes": 2, "image_size": 8}').patterns == ("a",)
+    here = str(Path.cwd())
+    assert (config.shards, config.num_classes, config.classes) == ((f"{here}/a", f"{here}/b"), 2, ("cat", "dog"))
+    config = DataConfig.model_validate_json('{"shards": "/a", "num_classes": 2, "image_size": 8}')
+    assert config.shards == ("/a",)
+    assert DataConfig.model_validate(config.model_dump()) == config
+    assert DataConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_relative_places_are_those_of_the_folder(ray_local, tmp_path, monkeypatch):
+    for folder in ("one", "two"):
+        write_dataset(tmp_path / folder / "data", num_shards=2)
+        (tmp_path / folder / "labels.csv").write_text("key,label\ns001,1\n")
+    configs = []
+    for folder in ("one", "two"):
+        monkeypatch.chdir(tmp_path / folder)
+        configs.append(DataConfig(shards="data/train-{000000..000001}.tar", labels="labels.csv", **SETTINGS))
+    assert configs[0].shards == (f"{tmp_path}/one/data/train-{{000000..000001}}.tar",)
+    assert configs[0].labels == f"{tmp_path}/one/labels.csv"
+    assert configs[0] != configs[1]
+    artifact = run_index(tmp_path / "run", "data/*.tar", labels="labels.csv")
+    monkeypatch.chdir(tmp_path)
+    assert load_config(artifact).data.shards == (f"{tmp_path}/two/data/*.tar",)
+    check_unchanged(artifact)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +291,13 @@ def test_settings_from_json():
         ({"classes": ("cat", "cat")}, "2 different names"),
         ({"classes": ("cat", "dog", "cow")}, "2 different names"),
         ({"label_field": "y", "labels": "l.csv"}, "name one"),
-        ({"shards": ()}, "at least one shard"),
+        ({"shards": ()}, "at least 1 item"),
+        ({"shards": []}, "at least 1 item"),
+        ({"shards": ""}, "at least 1 character"),
+        ({"shards": ("a", "")}, "at least 1 character"),
+        ({"shards": 7}, "valid tuple"),
+        ({"labels": ""}, "at least 1 character"),
+        ({"image_size": 7}, "greater than or equal to 8"),
         ({"num_classes": 1}, "greater than or equal to 2"),
         ({"quarantine_limit": 1.5}, "less than or equal to 1"),
         ({"max_pixels": 10**12}, "less than or equal to"),

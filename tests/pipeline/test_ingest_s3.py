@@ -11,7 +11,7 @@ from moto.server import ThreadedMotoServer
 
 from pipeline import export, index, pixels, shards, storage
 from pipeline.errors import DataError, UserError
-from pipeline.index import DataConfig, check_unchanged, load_index, load_shards
+from pipeline.index import DataConfig, IndexConfig, check_unchanged, load_index, load_shards
 from pipeline.pixels import Pixels, PixelsConfig
 from pipeline.stage import Artifact, Output, Stage
 from tests.pipeline.making import image, silent, write_dataset
@@ -64,12 +64,12 @@ def test_ingest_and_export(bucket, tmp_path, monkeypatch):
     storage.write(f"{bucket}/labels.csv", b"key,label\ns001,1\n")
     root = f"{bucket}/run"
     config = DataConfig(shards=f"{bucket}/data/*.tar", num_classes=2, image_size=8, labels=f"{bucket}/labels.csv")
-    indexed = run(root, "index", index.run, config, {})
+    indexed = run(root, "index", index.run, IndexConfig.of(config), {})
     assert load_index(indexed)["key"].to_pylist() == [f"s{n:03d}" for n in range(8)]
     assert load_index(indexed)["label"].to_pylist() == [None, 1] + [None] * 6
     assert [shard.uri for shard in load_shards(indexed)] == [f"{bucket}/data/train-{n:06d}.tar" for n in range(2)]
     check_unchanged(indexed)
-    assert shards.find([f"{bucket}/data/train-{{000000..000001}}.tar"]) == shards.find(config.patterns)
+    assert shards.find([f"{bucket}/data/train-{{000000..000001}}.tar"]) == shards.find(config.shards)
 
     decoded = run(root, "pixels", pixels.run, PixelsConfig.of(config), {"index": indexed})
     taken = Pixels.open(decoded).take(np.array([7, 0]))

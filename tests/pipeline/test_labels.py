@@ -1,9 +1,11 @@
+import hashlib
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.labels import LabelError, label_from_cls, label_from_json, parse_label, read_label_table
+from pipeline.labels import LabelError, checksum, label_from_cls, label_from_json, parse_label, read_label_table
 
 PETS = ("cat", "dog", "7")
 
@@ -83,6 +85,15 @@ def test_empty_cells_of_parquet(tmp_path):
     pq.write_table(pa.table({"key": ["a", "b"], "label": [1, None]}), path)
     with pytest.raises(UserError, match="empty label in 1 rows"):
         read_label_table(path)
+
+
+def test_the_checksum_is_that_of_the_bytes(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"")
+    assert checksum(str(tmp_path / "a.csv"), "data.labels") == hashlib.sha256(b"").hexdigest()
+    assert checksum(None, "data.labels") is None
+    for place in (tmp_path, tmp_path / "none.csv"):
+        with pytest.raises(UserError, match=r"^data\.labels: there is no table of labels at"):
+            checksum(str(place), "data.labels")
 
 
 def test_paths_that_are_no_table(tmp_path):

@@ -1,3 +1,4 @@
+import contextlib
 import shutil
 import tempfile
 
@@ -79,6 +80,12 @@ def test_a_shard_that_changed_is_an_error(ray_local, tmp_path):
         run_stage(tmp_path / "run", "pixels", pixels.run, CONFIG, {"index": index})
 
 
+def test_an_image_that_decoded_only_at_indexing_is_named_with_its_shard(decoded, tmp_path):
+    strict = CONFIG.model_copy(update={"max_pixels": 63})
+    with pytest.raises(DataError, match=r"train-000000\.tar' that could be decoded .* max_pixels=63\): use the same"):
+        run_stage(tmp_path, "pixels", pixels.run, strict, {"index": decoded[0]})
+
+
 def moved(artifact, folder) -> Artifact:
     shutil.copytree(artifact.uri, folder)
     return Artifact(str(folder), artifact.manifest)
@@ -121,6 +128,33 @@ def test_a_damaged_remote_part_is_never_cached(decoded, tmp_path, monkeypatch):
     with pytest.raises(CorruptArtifactError, match="SHA-256"):
         Pixels.open(artifact).take(np.array([0]))
     assert not list(tmp_path.rglob("*.arrow"))
+
+
+def test_a_cache_that_cannot_be_made_is_one_sentence(decoded, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    artifact = remote(decoded[1], "nowhere")
+    for place in (tmp_path / "none", tmp_path / "file"):
+        monkeypatch.setattr(tempfile, "tempdir", str(place))
+        with pytest.raises(UserError, match=r"no cache for images: .*; set TMPDIR to"):
+            Pixels.open(artifact).take(np.array([0]))
+
+
+def test_a_full_cache_is_one_sentence(decoded, small_disk, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+    artifact = remote(decoded[1], "full")
+    with contextlib.suppress(OSError):
+        (small_disk / "filling").write_bytes(bytes(1 << 20))
+    with pytest.raises(UserError, match=r"no (space left to write|cache for images)"):
+        Pixels.open(artifact).take(np.array([0]))
+
+
+def test_the_cache_may_be_deleted_at_any_time(decoded, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    opened = Pixels.open(remote(decoded[1], "deleted"))
+    opened.take(np.array([0]))
+    (folder,) = tmp_path.iterdir()
+    shutil.rmtree(folder)
+    np.testing.assert_array_equal(opened.take(np.array([5, 0])), EXPECTED[[5, 0]])
 
 
 def test_a_cache_of_someone_else_is_not_trusted(decoded, tmp_path, monkeypatch):

@@ -73,8 +73,8 @@ def test_a_range_is_a_slice_of_the_whole(store: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("dual", {"T": 41}, r"score 'dual' with .*T=41, J=10\) needs 41 epochs but .* has 40: .* at most 40"),
-        ("el2n", {"num_epochs": 60}, "score 'el2n' .* needs 60 epochs but .* has 40"),
+        ("dual", {"T": 41}, r"^dual needs 41 epochs \(T=41\) but 40 are recorded in '.*': lower T, or record more$"),
+        ("el2n", {"num_epochs": 60}, r"^el2n needs 60 epochs \(num_epochs=60\) but 40 .*: lower num_epochs, or"),
     ],
 )
 def test_too_few_epochs_are_an_error_before_anything_is_read(

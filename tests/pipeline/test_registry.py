@@ -1,7 +1,9 @@
 """A component is registered by being a file."""
 
+from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.errors import UserError
@@ -56,6 +58,17 @@ def test_options_are_strict_and_immutable(registry: Registry[Score]) -> None:
         registry.options("margin", {"scale": "2"})
     with pytest.raises(ChoiceError, match="cannot be used"):
         registry.options("margin", {"scale": float("inf")})
+
+
+@pytest.mark.parametrize("value", [date(2024, 1, 1), b"x", {1}, object(), np.datetime64("2024-01-01"), 1j])
+def test_what_is_no_json_value_is_no_option(registry: Registry[Score], value: object) -> None:
+    with pytest.raises(ChoiceError, match=r"^score 'margin': .* cannot be an option: use text, numbers") as caught:
+        registry.options("margin", {"scale": value})
+    assert "\n" not in str(caught.value)
+
+
+def test_components_describe_themselves(registry: Registry[Score]) -> None:
+    assert registry.describe() == "margin - A new score: the last margin. Source: ours"
 
 
 def test_a_wrong_choice_is_both_kinds_of_error() -> None:

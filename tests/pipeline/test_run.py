@@ -1,6 +1,7 @@
 """What a whole run leaves in its directory, stage by stage."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from pipeline import plan
 from pipeline.dynamics import DynamicsStore
-from pipeline.errors import SemiPruneError
+from pipeline.errors import SemiPruneError, UserError
 from pipeline.index import load_index
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.run import execute
@@ -125,14 +126,14 @@ def test_the_status_needs_nothing_but_the_directory(reference_run: Path, done: d
     assert [row.title for row in rows] == list(done) and {row.state for row in rows} == {"done"}
 
 
-def test_a_changed_selector_trains_nothing(ray_local: None, reference_run: Path) -> None:
-    before = (reference_run / "_PLAN.json").read_bytes()
+def test_a_changed_selector_trains_nothing(ray_local: None, reference_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(reference_run, tmp_path / "run")
     recipe = load_recipe(
-        str(reference_run.parent / "run.yaml"), ("select.0.name=top", "select.0.selector=top_k", "select.0.options={}")
+        str(reference_run.parent / "run.yaml"),
+        (f"root={tmp_path}/run", "select.0.name=top", "select.0.selector=top_k", "select.0.options={}"),
     )
     display = run_here(recipe, until="export")
     assert display.ran == ["select top", "export top"]
-    (reference_run / "_PLAN.json").write_bytes(before)
 
 
 def test_what_ray_gives_up_on_is_one_sentence(
@@ -145,8 +146,15 @@ def test_what_ray_gives_up_on_is_one_sentence(
 
     monkeypatch.setattr("pipeline.index.run", run_out)
     recipe = load_recipe(str(tiny_recipe(digits, tmp_path / "run")))
-    with pytest.raises(SemiPruneError, match="Ray gave up on the stage 'index'") as caught:
+    with pytest.raises(SemiPruneError, match="the stage 'index' was given up: OutOfMemoryError: Task") as caught:
         run_here(recipe)
     assert "\n" not in str(caught.value)
     assert json.loads((tmp_path / "run" / "_PLAN.json").read_text())["stages"][0]["title"] == "index"
     assert read_status(str(tmp_path / "run"))[0].state == "to run"
+
+
+def test_a_full_disk_is_one_sentence(ray_local: None, digits: Path, tmp_path: Path, small_disk: Path) -> None:
+    recipe = load_recipe(str(tiny_recipe(digits, tmp_path / "run")), (f"root={small_disk}/run",))
+    with pytest.raises(UserError, match=r"no space left to write '.*': free some, then run the same command again"):
+        run_here(recipe)
+    assert [row.state for row in read_status(recipe.root)].count("done") >= 3

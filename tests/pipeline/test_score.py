@@ -48,12 +48,24 @@ def test_wrong_settings_are_found_without_data(text: str, message: str) -> None:
         config(text)
 
 
-@pytest.mark.parametrize(("n", "at_most"), [(1, 4), (100, 1), (3 * 2**14, 2), (3 * 2**14 + 1, 3), (2**20, 7)])
-def test_ranges_cover_every_id_once_at_chunk_boundaries(n: int, at_most: int) -> None:
-    ranges = score.cut(n, at_most)
+@pytest.mark.parametrize(
+    ("n", "workers", "count"),
+    [
+        (1, 4, 1),
+        (100, 1, 1),
+        (3 * 2**14, 2, 2),
+        (3 * 2**14 + 1, 3, 3),
+        (2**20, 7, 7),
+        (reduce.RANGE, 1, 1),
+        (reduce.RANGE + 1, 1, 2),
+        (10 * reduce.RANGE - 1, 4, 10),
+    ],
+)
+def test_ranges_cover_every_id_once_at_chunk_boundaries(n: int, workers: int, count: int) -> None:
+    ranges = score.cut(n, workers)
     assert [i for low, high in ranges for i in (low, high)][1:-1] == [low for low, _ in ranges[1:] for _ in range(2)]
-    assert ranges[0][0] == 0 and ranges[-1][1] == n and len(ranges) <= at_most
-    assert all(low % reduce.CHUNK == 0 and low < high for low, high in ranges)
+    assert ranges[0][0] == 0 and ranges[-1][1] == n and len(ranges) == count
+    assert all(low % reduce.CHUNK == 0 and 0 < high - low <= reduce.RANGE for low, high in ranges)
 
 
 def test_the_stage_writes_the_same_values_and_metrics_for_any_number_of_tasks(ray_local: Any, tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ from pipeline.stage import Artifact, Output, Stage
 
 
 def config(**settings: Any) -> SelectConfig:
-    return SelectConfig.model_validate_json(json.dumps({"name": "coreset", "keep_fraction": 0.3, **settings}))
+    return SelectConfig.model_validate_json(
+        json.dumps({"name": "coreset", "keep_fraction": 0.3, "seed": 0, **settings})
+    )
 
 
 def artifact(folder: Path, *tables: pa.Table) -> Artifact:
@@ -90,6 +92,15 @@ def test_the_easiest_are_ranked_from_the_easy_end(tmp_path: Path, inputs: dict[s
     table, _ = run(tmp_path / "out", config(selector="top_k", options={"keep": "easiest"}), **inputs)
     assert table["sample_id"].to_pylist() == list(range(70, 100))
     assert table["rank"].to_pylist() == list(range(29, -1, -1))
+
+
+def test_the_seed_is_the_plans_to_say(tmp_path: Path, inputs: dict[str, Artifact]) -> None:
+    unresolved = config(selector="random", seed=None)
+    assert SelectConfig(name="coreset", selector="random", keep_fraction=0.3) == unresolved
+    with pytest.raises(AssertionError, match="resolves the seed"):
+        run(tmp_path / "out", unresolved, **inputs)
+    tables = [run(tmp_path / f"{seed}", config(selector="random", seed=seed), **inputs)[0] for seed in (0, 1)]
+    assert not tables[0].equals(tables[1])
 
 
 def test_settings_are_written_out_so_that_equal_ones_have_equal_keys() -> None:

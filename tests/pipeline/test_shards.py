@@ -1,9 +1,10 @@
+import errno
 import os
 
 import pytest
 
 from pipeline import shards, storage
-from pipeline.errors import DataError, UserError
+from pipeline.errors import DataError, SemiPruneError, UserError
 
 
 def make(folder, *names):
@@ -44,15 +45,41 @@ def test_stores_keep_their_scheme():
         ("b-{0..2}.tar", r"there is no file '.*b-1\.tar'"),
         ("x*.tar", r"no file matches '.*x\*\.tar'"),
         ("sub", "is a folder: name the shards in it"),
-        ("b-{0..1.tar", "b-{0"),
-        ("{b,b}-0.tar", "twice"),
+        ("b-{0..1.tar", r"b-\{0.* has unbalanced braces"),
+        ("{b,b}-0.tar", "b-0.tar' is named twice"),
     ],
 )
 def test_mistakes_are_one_sentence_that_names_the_pattern(tmp_path, pattern, message):
     make(tmp_path, "b-0.tar", "b-2.tar", "sub/c.tar")
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError, match=message):
         shards.find([f"{tmp_path}/{pattern}"])
-    assert "data.shards" in str(caught.value)
+
+
+def test_a_name_that_exists_is_no_pattern(tmp_path):
+    make(tmp_path, "[x]/a-0.tar", "[x]/a-1.tar", "[x]/*.tar", "b?.tar", "bc.tar", "{1}.tar")
+    assert names(shards.find([f"{tmp_path}/[x]/a-{{0..1}}.tar"])) == ["a-0.tar", "a-1.tar"]
+    for name in ("[x]/*.tar", "b?.tar", "{1}.tar"):
+        assert [source.uri for source in shards.find([f"{tmp_path}/{name}"])] == [f"{tmp_path}/{name}"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "place"),
+    [
+        ("a-{0..3}.tar", "/here/a-{0..3}.tar"),
+        ("../{a,b}/[0-9]*?.tar", "/here/../{a,b}/[0-9]*?.tar"),
+        ("./a.tar", "/here/a.tar"),
+        ("~/a.tar", "/home/me/a.tar"),
+        ("/d/*.tar", "/d/*.tar"),
+        ("{/a,/b}/0.tar", "{/a,/b}/0.tar"),
+        ("s3://bucket/{0..3}.tar", "s3://bucket/{0..3}.tar"),
+        ("{s3://a,s3://b}/0.tar", "{s3://a,s3://b}/0.tar"),
+    ],
+)
+def test_places_in_settings_are_absolute(monkeypatch, pattern, place):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setattr(os, "getcwd", lambda: "/here")
+    assert shards.absolute(pattern) == place
+    assert shards.absolute(place) == place
 
 
 def test_an_unknown_scheme_is_a_user_error():
@@ -64,7 +91,7 @@ def test_an_unknown_scheme_is_a_user_error():
 def test_no_permission(tmp_path):
     make(tmp_path, "a.tar")
     (tmp_path / "a.tar").chmod(0)
-    with pytest.raises(UserError, match="no permission to read"):
+    with pytest.raises(UserError, match="no permission for"):
         shards.find([f"{tmp_path}/a.tar"])
 
 
@@ -77,12 +104,45 @@ def test_permission_and_strange_errors_of_a_store(tmp_path, monkeypatch):
 
         monkeypatch.setattr(storage, "read_range", read_range)
 
-    fail(PermissionError("403"))
-    with pytest.raises(UserError, match="no permission to read"):
+    fail(UserError("no permission for 'a.tar': ..."))
+    with pytest.raises(UserError, match=r"^no permission for 'a\.tar': \.\.\.$"):
         shards.find([f"{tmp_path}/a.tar"])
-    fail(RuntimeError("Unable to locate credentials"))
-    with pytest.raises(UserError, match="Unable to locate credentials; check the address"):
+    fail(RuntimeError("Unable to locate\ncredentials"))
+    with pytest.raises(UserError, match=r"cannot read '.*a\.tar': Unable to locate credentials; check the address"):
         shards.find([f"{tmp_path}/a.tar"])
+
+
+class Unreadable:
+    """A filesystem whose every answer is the same error."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def fail(self, *_: object, **__: object) -> None:
+        raise self.error
+
+    cat_file = info = fail
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, "Input/output error"),
+        TimeoutError(),
+        IsADirectoryError(errno.EISDIR, "Is a directory"),
+        RuntimeError("payload is not\ncompleted"),
+    ],
+    ids=repr,
+)
+def test_what_stops_a_task_from_reading_is_one_sentence(tmp_path, monkeypatch, error):
+    make(tmp_path, "a.tar")
+    shard = indexed(tmp_path / "a.tar")
+    monkeypatch.setattr(storage, "resolve", lambda uri: (Unreadable(error), uri))
+    reads = (shards.check, shards.read_unchanged, lambda shard: shards.read_range(shard, 0, 3))
+    for read in reads:
+        with pytest.raises(SemiPruneError, match=r"cannot (use|read) .*a\.tar': \S") as caught:
+            read(shard)
+        assert "\n" not in str(caught.value)
 
 
 def indexed(path) -> shards.Shard:
@@ -103,11 +163,14 @@ def test_a_changed_shard_is_seen(tmp_path):
     for check in (shards.check, shards.read_unchanged):
         with pytest.raises(DataError, match=r"a\.tar' has changed since indexing"):
             check(shard)
+    assert shards.read_range(shard, 2, 3) == b"tar"
+    with pytest.raises(DataError, match="changed"):
+        shards.read_range(shard, 2, 4)
     path.write_bytes(b"longer")
     for check in (shards.check, shards.read_unchanged):
         with pytest.raises(DataError, match="changed"):
             check(shard)
     path.unlink()
-    for check in (shards.check, shards.read_unchanged):
+    for check in (shards.check, shards.read_unchanged, lambda shard: shards.read_range(shard, 0, 1)):
         with pytest.raises(DataError, match="gone"):
             check(shard)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from pipeline import split
 from pipeline.errors import UserError
+from pipeline.index import DataConfig, IndexConfig
 from pipeline.split import SplitConfig, SplitStageConfig
 from pipeline.stage import Artifact
 from tests.pipeline.making import run_stage, table_artifact
@@ -13,18 +14,21 @@ from tests.pipeline.making import run_stage, table_artifact
 LABELS = [None if n % 5 == 4 else n % 3 for n in range(120)]
 
 
-def make_index(root, labels, num_classes=3, parts=1) -> Artifact:
+def make_index(root, labels, num_classes=3, parts=1, table=None) -> Artifact:
     tables = [
         pa.table({"key": [f"k{n}" for n in ids], "label": pa.array([labels[n] for n in ids], pa.int64())})
         for ids in np.array_split(np.arange(len(labels)), parts)
     ]
     artifact = table_artifact(root, "index", tables)
-    return Artifact(artifact.uri, {**artifact.manifest, "metrics": {"num_classes": num_classes}})
+    data = DataConfig(shards="/x.tar", num_classes=num_classes, image_size=8, labels=table)
+    config = IndexConfig.of(data).model_dump()
+    return Artifact(artifact.uri, {**artifact.manifest, "config": config, "metrics": {"num_classes": num_classes}})
 
 
-def run(root, labels=LABELS, seed=0, num_classes=3, parts=1, **choices):
+def run(root, labels=LABELS, seed=0, num_classes=3, parts=1, table=None, **choices):
     config = SplitStageConfig(seed=seed, settings=SplitConfig(**choices))
-    artifact = run_stage(root, "split", split.run, config, {"index": make_index(root, labels, num_classes, parts)})
+    index = make_index(root, labels, num_classes, parts, table)
+    artifact = run_stage(root, "split", split.run, config, {"index": index})
     return artifact, artifact.table().to_pylist()
 
 
@@ -96,9 +100,38 @@ def test_too_few_labels(tmp_path):
 
 
 def test_a_class_without_a_label_is_named_with_the_next_step(tmp_path):
-    with pytest.raises(UserError, match=r"class 3 has no training label .* label at least one image of class 3, or"):
+    with pytest.raises(UserError, match=r"class 3 has no training label .* label at least one image of class 3$"):
         run(tmp_path, num_classes=4)
     with pytest.raises(UserError, match=r"class 0 \(and 2 more\) has no training label among the 0 drawn"):
         run(tmp_path, labels=[None] * 5)
-    with pytest.raises(UserError, match="has no training label among the 2 drawn"):
+    advice = r"has no training label among the 2 drawn: raise split\.num_labelled"
+    with pytest.raises(UserError, match=rf"{advice} or set split\.draw=per_class$"):
         run(tmp_path, num_labelled=2)
+    with pytest.raises(UserError, match=rf"{advice}$"):
+        run(tmp_path, num_labelled=2, draw="per_class")
+
+
+@pytest.mark.parametrize(
+    ("labels", "keys", "choices", "sentence"),
+    [
+        ([None] * 3, ["0.png", "1.png"], {}, "class 0 (and 2 more) has no training label among the 0 drawn"),
+        ([0, None, 1], ["k0", "1.png", "k2"], {}, "class 2 has no training label among the 2 drawn"),
+        ([0, None, 1], ["1.png", "k0", "k2"], {"num_labelled": 3}, "split.num_labelled=3 but the data has 2 labels"),
+    ],
+)
+def test_a_label_table_of_other_images_is_told(tmp_path, labels, keys, choices, sentence):
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(["key,label", *(f"{key},{number % 2}" for number, key in enumerate(keys))]))
+    with pytest.raises(UserError) as caught:
+        run(tmp_path, labels=labels, table=str(table), **choices)
+    matched, unknown = sum(key.startswith("k") for key in keys), next(key for key in keys if not key.startswith("k"))
+    assert str(caught.value).startswith(
+        f"only {matched} of the {len(keys)} keys in data.labels={str(table)!r} are in the shards, whose keys look like "
+        f"'k0' and not like {unknown!r}; as it is, {sentence}"
+    )
+
+
+def test_a_label_table_that_fits_is_not_blamed(tmp_path):
+    (tmp_path / "labels.csv").write_text("key,label\nk0,0\n")
+    with pytest.raises(UserError, match=r"^class 1 \(and 1 more\) has no"):
+        run(tmp_path, labels=[0, None], table=str(tmp_path / "labels.csv"))

@@ -13,9 +13,11 @@ import boto3
 import botocore.exceptions
 import pytest
 import s3fs
+from fsspec.exceptions import FSTimeoutError
 
 from pipeline import storage
 from pipeline.errors import CorruptArtifactError, UserError
+from pipeline.stage import Part
 
 
 def everything_in(folder: Path) -> list[str]:
@@ -170,7 +172,8 @@ def test_full_disk(small_disk: Path, operation: Callable[[str, bytes], object]) 
         (errno.ENOSPC, "no space left"),
         (errno.EDQUOT, "no space left"),
         (errno.EROFS, "read-only"),
-        (errno.EACCES, "no permission"),
+        (errno.EACCES, "no permission for .* choose another place"),
+        (errno.EIO, "cannot use .*: Input/output error; choose another place"),
     ],
 )
 def test_what_the_disk_refuses_is_one_sentence(
@@ -179,12 +182,14 @@ def test_what_the_disk_refuses_is_one_sentence(
     def refuse(_descriptor: int) -> None:
         raise OSError(code, os.strerror(code))
 
+    storage.write(str(tmp_path / "old"), b"kept")
     monkeypatch.setattr(os, "fsync", refuse)
-    for operation in (storage.write, storage.create):
+    for name, operation in (("x", storage.write), ("x", storage.create), ("old", storage.write)):
         with pytest.raises(UserError, match=message) as caught:
-            operation(str(tmp_path / "x"), b"1")
-        assert str(tmp_path / "x") in str(caught.value)
-    assert everything_in(tmp_path) == []
+            operation(str(tmp_path / name), b"1")
+        assert repr(str(tmp_path / name)) in str(caught.value)
+    assert everything_in(tmp_path) == ["old"]
+    assert storage.read(str(tmp_path / "old")) == b"kept"
 
 
 @pytest.mark.parametrize("operation", [storage.write, storage.create])
@@ -238,11 +243,73 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="choose another place"):
             operation(inside, b"2")
     for ask in (storage.read, storage.names, storage.info):
-        with pytest.raises(UserError, match="is a file"):
+        with pytest.raises(UserError, match=r"is a file: check the path$"):
             ask(inside)
     with pytest.raises(UserError, match="in the way"):
         storage.write(str(tmp_path / "folder"), b"2")
     assert everything_in(tmp_path) == ["file", "folder"]
+
+
+@pytest.mark.parametrize("special", ["/dev/null", "/dev/full", "fifo", "link to a device"])
+@pytest.mark.parametrize("operation", [storage.write, storage.create])
+def test_a_special_file_is_not_replaced(
+    tmp_path: Path, special: str, operation: Callable[[str, bytes], object]
+) -> None:
+    place = tmp_path / special
+    if special == "fifo":
+        os.mkfifo(place)
+    elif special == "link to a device":
+        place.symlink_to("/dev/null")
+    before = place.lstat().st_ino
+    if operation is storage.create:
+        assert operation(str(place), b"1") is False
+    else:
+        with pytest.raises(UserError, match="is a device, a pipe or a socket: name a file"):
+            operation(str(place), b"1")
+    assert place.lstat().st_ino == before
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("k" * 300, "File name too long"), ("loop", "Too many levels"), ("null\0", "null byte")],
+)
+def test_a_path_that_cannot_be_is_one_sentence(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match=rf"^cannot use .*{message}.*; check the path$"):
+        storage.read(str(tmp_path / name))
+    with pytest.raises(UserError, match=r"^cannot .*; choose another place$"):
+        storage.write(str(tmp_path / name / "x"), b"1")
+
+
+def test_a_store_that_does_not_answer_is_one_sentence(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fs, _ = storage.resolve(s3_root)
+
+    async def late(*_: object, **__: object) -> None:
+        raise FSTimeoutError
+
+    monkeypatch.setattr(fs, "_call_s3", late)
+    for ask in (storage.read, storage.names, storage.exists):
+        with pytest.raises(UserError, match=r"^cannot use 's3://.*: FSTimeoutError; check the path$"):
+            ask(s3_root)
+
+
+def test_json_is_read_as_what_it_should_be(root: str) -> None:
+    uri = storage.join(root, "x.json")
+    with pytest.raises(FileNotFoundError):
+        storage.read_json(uri)
+    storage.write(uri, b'{"name": "part", "rows": 1, "bytes": 2, "sha256": "0", "more": 3}')
+    assert storage.read_json(uri)["more"] == 3
+    assert storage.read_json(uri, Part) == Part("part", 1, 2, "0")
+    with pytest.raises(CorruptArtifactError, match="write it again"):
+        storage.read_json(uri, list[int], mend="write it again")
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[]", b"null", b'{"name": "part"}', b"[" * 10_000])
+def test_damaged_json_is_named(root: str, data: bytes) -> None:
+    uri = storage.join(root, "x.json")
+    storage.write(uri, data)
+    with pytest.raises(CorruptArtifactError, match=r"x\.json' is damaged: delete the folder of that stage and run"):
+        storage.read_json(uri, Part)
 
 
 @pytest.mark.parametrize("uri", ["nope://bucket/x", "gs://bucket/x"])

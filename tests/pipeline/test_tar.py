@@ -171,6 +171,27 @@ def test_truncation_anywhere_is_seen_and_complete_samples_are_kept(cut):
     assert len(samples) >= sum(sample.offset + sample.length <= cut for sample in whole)
 
 
+@pytest.mark.parametrize("first", [WHOLE, LAST + bytes(-len(LAST) % 512 + 1024), tar.END, bytes(10240)])
+@pytest.mark.parametrize("second", [WHOLE, b"?", bytes(512) + b"?", bytes(30_000) + WHOLE])
+def test_what_follows_the_end_marker_is_told_and_the_samples_before_are_kept(first, second):
+    *samples, more = tar.scan(first + second)
+    assert samples == tar.scan(first)
+    assert (more.row, more.key, more.members, more.defect) == (tar.WHOLE, "", (), "data after the end marker")
+    place = len(first) + len(second) - len(second.lstrip(b"\0"))
+    assert more.detail.startswith(f"at byte {place} of {len(first + second)}")
+
+
+def test_zeros_of_any_length_may_follow():
+    assert tar.scan(WHOLE + bytes(10_000_001)) == tar.scan(WHOLE)
+
+
+def test_folders_alone_without_an_end_are_no_tar():
+    data = archive([special("x", tarfile.DIRTYPE)])
+    assert tar.scan(data) == []
+    with pytest.raises(tar.NotATarError, match="no end marker"):
+        tar.scan(data[:512])
+
+
 @pytest.mark.parametrize("sample", [1, 2, 3])
 def test_a_damaged_header_is_seen(sample):
     data = bytearray(WHOLE)

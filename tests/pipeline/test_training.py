@@ -7,7 +7,7 @@ import pytest
 from pipeline import storage
 from pipeline.errors import SemiPruneError, UserError
 from pipeline.resources import Resources
-from pipeline.training import Worker, check_batch, train
+from pipeline.training import Worker, train
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -78,9 +78,3 @@ def test_workers_that_keep_dying_are_one_sentence(tmp_path: Path) -> None:
             unit="steps",
         )
     assert "\n" not in str(caught.value)
-
-
-def test_a_batch_is_dealt_evenly() -> None:
-    check_batch("proxy.batch_size", 64, Resources(num_workers=4))
-    with pytest.raises(UserError, match=r"proxy.batch_size 64 is not a multiple of resources.num_workers 3"):
-        check_batch("proxy.batch_size", 64, Resources(num_workers=3))

@@ -85,9 +85,7 @@ def build(root: str) -> Run:
         "index",
         counts,
         {**halves, "quarantine-0": quarantine},
-        shards="data/train-{000000..000002}.tar",
-        num_classes=10,
-        classes=[],
+        data={"shards": ["/data/train-{000000..000002}.tar"], "num_classes": 10, "classes": []},
     )
     images = np.kron(load_digits().images[:N] * (255 / 16), np.ones((1, 4, 4))).astype(np.uint8)
     images = np.repeat(images[..., None], 3, axis=3)

@@ -83,7 +83,7 @@ def test_loads_nothing_from_anywhere_and_runs_nothing(inputs: Inputs, tmp_path: 
 def test_what_comes_from_data_is_text(inputs: Inputs, tmp_path: Path) -> None:
     classes = ("<b>zero</b>", "$one$", "two & a half", *"3456789")
     index = inputs["index"]
-    config = {**index.manifest["config"], "classes": classes}
+    config = {"data": {**index.manifest["config"]["data"], "classes": classes}}
     inputs = {**inputs, "index": dataclasses.replace(index, manifest={**index.manifest, "config": config})}
     source, twin = make(inputs, tmp_path / "report", title="<i>title</i>")
     assert twin["selections"][0]["beyond"][0]["key"] == EVIL
@@ -118,7 +118,7 @@ def test_the_twin_holds_what_the_page_shows(inputs: Inputs, tmp_path: Path) -> N
     low, high = pseudo["interval"]
     shown.append(f"{100 * pseudo['holdout_accuracy']:.1f} % {100 * low:.1f} to {100 * high:.1f} % with 95 % confidence")
     shown += [f"{row['class']} {row['correct']} {row['total']}" for row in pseudo["per_class"]]
-    shown += [f"{stage['title']} {stage['seconds']:.1f} s" for stage in twin["stages"]]
+    shown += [f"{stage['title']} {page.duration(stage['seconds'])}".replace(page.THIN, " ") for stage in twin["stages"]]
     shown += [stage["key"] for stage in twin["stages"]]
     shown += [f"{row['reason']} {row['key']}".strip() for row in twin["data"]["quarantine"]]
     assert [words for words in shown if re.sub(r"\s+", " ", words) not in text] == []
@@ -134,7 +134,7 @@ def test_the_twin_counts_right(inputs: Inputs, tmp_path: Path) -> None:
         assert len(selection["examples"]) == 5
     assert [sum(coreset["counts"]) for coreset in twin["class_balance"]["coresets"]] == [180, 180]
     assert [row["verdict"] for row in twin["accuracy"]["rows"] if row["is_coreset"]] == ["better", "within spread"]
-    assert [stage["stage"] for stage in twin["stages"]][-5:] == ["select", "select", "export", "export", "evaluate"]
+    assert [stage["stage"] for stage in twin["stages"]][-5:] == ["select", "export", "select", "export", "evaluate"]
 
 
 def worse(inputs: Inputs) -> Inputs:

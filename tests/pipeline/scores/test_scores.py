@@ -189,5 +189,16 @@ def test_options_of_a_score_that_is_not_computed_are_refused() -> None:
         compute_scores("nowhere", ["aum"], dual={"T": 30})
 
 
+def test_no_score_is_refused() -> None:
+    with pytest.raises(ChoiceError, match="no score is asked for: choose from aum, dual, el2n, forgetting"):
+        compute_scores("nowhere", [])
+
+
+@pytest.mark.parametrize("name", SCORES.names())
+def test_the_epochs_that_a_score_needs_are_those_of_its_option(name: str) -> None:
+    score, options = SCORES.get(name), SCORES.options(name, {})
+    assert score.num_epochs(options) == (getattr(options, score.epochs_option) if score.epochs_option else None)
+
+
 def test_numpy_numbers_are_numbers() -> None:
     assert SCORES.options("dual", {"T": np.int64(20), "J": np.int32(5)}) == SCORES.options("dual", {"T": 20, "J": 5})

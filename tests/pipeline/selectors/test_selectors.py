@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.errors import UserError
 from pipeline.registry import ChoiceError
 from pipeline.scores import directions
-from pipeline.selectors import SELECTORS, Pool, build, choose, select
+from pipeline.selectors import SELECTORS, Pool, budget, build, choose, select
 
 NAMES = SELECTORS.names()
 NESTED = ("random", "top_k", "double_end")
@@ -42,14 +42,14 @@ def test_the_budget_is_exact_and_neither_order_nor_partition_matter(
     name: str, n: int, keep: int, seed: int, ties: bool, shuffle: Any
 ) -> None:
     table = scored(n, seed % 1000, ties)
-    budget = keep * n // 100
+    size = keep * n // 100
     options = {"mislabel_fraction": 0.0} if name == "double_end" else {}
-    if budget == 0:
+    if size == 0:
         with pytest.raises(UserError, match="is a budget of 0: raise it"):
             select(table, name, keep_fraction=keep / 100, seed=seed, **options)
         return
     kept = select(table, name, keep_fraction=keep / 100, seed=seed, **options)
-    assert kept.dtype == np.int64 and len(kept) == budget
+    assert kept.dtype == np.int64 and len(kept) == size
     assert (np.diff(kept) > 0).all() and np.isin(kept, table["sample_id"].to_numpy()).all()
     for partitions in (1, 2, 7):
         rows = shuffle.sample(range(n), n)
@@ -87,15 +87,14 @@ def test_the_whole_pool_can_be_kept(name: str) -> None:
     assert SELECTORS.get(name).source and SELECTORS.get(name).__doc__
 
 
-@given(st.integers(1, 100_000), st.integers(1, 1000))
+@given(st.integers(1, 10_000_000), st.integers(1, 1000))
 def test_the_budget_is_what_one_computes_on_paper(n: int, thousandths: int) -> None:
-    class All:
-        def __call__(self, pool: Pool, budget: int, seed: int) -> Any:
-            return np.arange(budget)
-
-    pool = Pool(np.arange(n), {})
-    if thousandths * n >= 1000:
-        assert len(choose(All(), pool, thousandths / 1000, 0)) == math.floor(Fraction(thousandths, 1000) * n)  # type: ignore[arg-type]
+    expected = math.floor(Fraction(thousandths, 1000) * n)
+    if expected:
+        assert budget(thousandths / 1000, n) == expected
+        return
+    with pytest.raises(UserError, match=rf"of {n} samples is a budget of 0: raise it to at least 1/{n}"):
+        budget(thousandths / 1000, n)
 
 
 def test_a_tenth_of_fifty_thousand_is_five_thousand() -> None:
@@ -144,9 +143,22 @@ def test_what_needs_no_data_is_found_without_data() -> None:
         ({"sample_id": [1, 2, 3], "aum": [0.0, None, math.nan]}, "column 'aum' is NaN in 2 of 3 rows"),
         ({"sample_id": [1, 2, 3], "aum": ["a", "b", "c"]}, "column 'aum' is of type string: it must hold numbers"),
         ({"sample_id": [1.5, 2, 3], "aum": [0.0, 1.0, 2.0]}, "column 'sample_id' is of type double"),
+        ({"sample_id": [1, None, 3], "aum": [0.0, 1.0, 2.0]}, "1 rows have no sample_id: leave them out"),
+        ({"sample_id": pa.array([], pa.int64()), "aum": pa.array([], pa.float32())}, "the table has no rows"),
         ({"aum": [0.0, 1.0]}, "the table has no column 'sample_id': it has aum"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_said(table: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         select(pa.table(table), "top_k", keep_fraction=0.5)
+
+
+def test_a_column_that_is_there_twice_is_said() -> None:
+    table = pa.table([[1, 2], [0.0, 1.0], [1.0, 0.0]], names=["sample_id", "aum", "aum"])
+    with pytest.raises(UserError, match="the table has more than one column 'aum'"):
+        select(table, "top_k", keep_fraction=0.5)
+
+
+def test_ids_of_any_integer_type_are_int64() -> None:
+    table = pa.table({"sample_id": pa.array([3, 1, 2], pa.uint16())})
+    assert select(table, "random", keep_fraction=1).dtype == np.int64
