@@ -239,9 +239,9 @@ def _map_verified(folder: str, file: Part) -> pa.Buffer:
     try:
         data = _map(uri)
     except FileNotFoundError as error:
-        raise CorruptArtifactError(f"{uri!r} is named by its manifest but missing") from error
+        raise CorruptArtifactError(f"{uri!r} is named by its manifest but missing: {storage.MEND}") from error
     if storage.sha256(memoryview(data)) != file.sha256:
-        raise CorruptArtifactError(f"{uri!r} is damaged: its SHA-256 is not the one in its manifest")
+        raise CorruptArtifactError(f"{uri!r} is damaged, its SHA-256 is not the one in its manifest: {storage.MEND}")
     return data
 
 

@@ -3,6 +3,7 @@
 SemiPruneError
 ├── UserError            a mistake that the user can mend: one sentence with the value, the choices and the next step
 │   └── DataError        the data itself is not what the recipe says (quarantine over its limit, a changed shard)
+├── StorageError         a disk or a store failed in a way that may pass
 └── CorruptArtifactError      a committed file is missing or damaged
 """
 
@@ -21,3 +22,7 @@ class DataError(UserError):
 
 class CorruptArtifactError(SemiPruneError):
     """A committed file is missing or its checksum differs; the message names the file. Exit status 1."""
+
+
+class StorageError(SemiPruneError):
+    """A disk or a store failed in a way that may pass: trainings try again. The message names the place. Status 1."""

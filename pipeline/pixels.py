@@ -136,7 +136,7 @@ class Pixels:
         try:
             file = pa.memory_map(path)
         except FileNotFoundError as error:
-            raise CorruptArtifactError(f"{uri!r} is named by its manifest but missing") from error
+            raise CorruptArtifactError(f"{uri!r} is named by its manifest but missing: {storage.MEND}") from error
         if file.size() != part.bytes:
             raise CorruptArtifactError(f"{path!r} is damaged: {file.size()} bytes instead of {part.bytes}")
         (column,) = pa.ipc.open_file(file).get_batch(0).columns

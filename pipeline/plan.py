@@ -52,6 +52,7 @@ def build(recipe: Recipe) -> list[Stage]:
     inputs = {
         "index": data,
         "pixels": images,
+        **tests,
         "split": parts,
         "ssl": model,
         "pseudo_label": labels,
@@ -65,7 +66,7 @@ def build(recipe: Recipe) -> list[Stage]:
             config = config.model_copy(update={"seed": seed})
         chosen = add("select", 1, config, {"score": scores, "split": parts}, select.run, title=f"select {name}")
         exported = {"index": data, "pseudo_label": labels, "score": scores, "select": chosen}
-        selections[f"select:{name}"] = chosen
+        inputs[f"select:{name}"] = selections[f"select:{name}"] = chosen
         inputs[f"export:{name}"] = add("export", 1, recipe.export, exported, export.run, title=f"export {name}")
     if recipe.evaluate is not None:
         inputs["evaluate"] = add(
@@ -75,7 +76,7 @@ def build(recipe: Recipe) -> list[Stage]:
             {"index": data, "pixels": images, **tests, **selections},
             evaluate.run,
         )
-    add("report", 1, recipe.report, {**inputs, **tests, **selections}, report.run)
+    add("report", 1, recipe.report, inputs, report.run)
     return stages
 
 

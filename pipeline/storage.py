@@ -20,10 +20,13 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.errors import CorruptArtifactError, UserError
+from pipeline.errors import CorruptArtifactError, StorageError, UserError
 
 MEND = "delete the folder of that stage and run the same command again"
 """What helps against damage: the stage is done once more."""
+
+
+_PASSING = (errno.EIO, errno.ESTALE, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.EAGAIN)
 
 
 def join(root: str, *names: str) -> str:
@@ -69,6 +72,8 @@ def _explained(uri: str, mend: str = "check the path") -> Iterator[None]:
         raise UserError(f"a folder in {uri!r} is a file: {mend}") from error
     except (OSError, ValueError) as error:
         said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if isinstance(error, OSError) and (isinstance(error, TimeoutError) or error.errno in _PASSING):
+            raise StorageError(f"{uri!r} failed: {said}; run the same command again, or look after the disk") from error
         raise UserError(f"cannot use {uri!r}: {said}; {mend}") from error
     except BotoCoreError as error:
         raise UserError(f"cannot reach {uri!r}: {error}; check network, endpoint and credentials") from error

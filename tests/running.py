@@ -29,7 +29,7 @@ def tiny_recipe(data: Path, root: Path, **changes: object) -> Path:
         "split": {"num_labelled": 100},
         "ssl": {
             "model": model,
-            "steps": 40,
+            "steps": 60,
             "checkpoint_every": 5,
             "batch_size": 32,
             "unlabelled_ratio": 2,

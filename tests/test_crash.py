@@ -31,16 +31,16 @@ def test_a_killed_run_continues_to_the_same_coreset(digits: Path, tmp_path: Path
 
     driver = start("run", recipe)
     wait_for(lambda: committed(root, "ssl/*/training", 2), driver, "commit of ssl")
-    time.sleep(pause.uniform(0, 0.5))
-    kill_tree(driver)
-
-    driver = start("run", recipe)
-    wait_for(lambda: committed(root, "proxy/*/dynamics", 1), driver, "epoch of the proxy")
     time.sleep(pause.uniform(0, 0.3))
     workers = descendants(driver, "RayTrainWorker")
     assert workers, "no training worker found to kill"
     pause.choice(workers).send_signal(signal.SIGKILL)
-    wait_for(lambda: committed(root, "proxy/*/dynamics", 4), driver, "epoch after a worker's death")
+    wait_for(lambda: committed(root, "proxy/*/dynamics", 1), driver, "epoch of the proxy after a worker's death")
+    time.sleep(pause.uniform(0, 0.3))
+    kill_tree(driver)
+
+    driver = start("run", recipe)
+    wait_for(lambda: committed(root, "proxy/*/dynamics", 4), driver, "epoch of the proxy")
     for name in ("raylet/raylet", "gcs_server"):
         for process in descendants(driver, name):
             process.send_signal(signal.SIGKILL)

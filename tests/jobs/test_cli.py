@@ -42,7 +42,7 @@ def test_a_mistake_is_one_sentence_and_status_2(semiprune, recipe: Path, tmp_pat
         (("run", str(recipe), "--set", "select.0.keep_fraction=0"), "select.0.keep_fraction: 0 cannot be used"),
         (("run", str(recipe), "--set", "select.0.keep_fraction=1.5"), "select.0.keep_fraction: 1.5 cannot be used"),
         (("run", str(recipe), "--set", "select.0.options.mislabel_fraction=0.8"), "mislabel_fraction"),
-        (("run", str(recipe), "--set", "resources.num_workers=640"), "lower resources.num_workers"),
+        (("run", str(recipe), "--set", "resources.num_workers=32"), "lower resources.num_workers"),
         (("status", str(tmp_path)), "is not a run directory"),
         (
             ("select", f"{absent}.parquet", "random", "--keep-fraction", "0.5", "-o", "x"),

@@ -75,7 +75,7 @@ def test_missing_labels_are_one_sentence(reference_run: Path, inputs: dict[str, 
 def test_annotations_made_later_are_another_evaluation(tmp_path: Path, digits: Path) -> None:
     table = tmp_path / "annotated.csv"
     recipe = str(tiny_recipe(digits, tmp_path / "run", **{"evaluate.labels": str(table)}))
-    with pytest.raises(UserError, match="there is no file"):
+    with pytest.raises(UserError, match=r"evaluate.labels: there is no table of labels at"):
         plan.build(load_recipe(recipe))
     keys = []
     for content in ("key,label\n", "key,label\ndigit-0001,3\n"):

@@ -16,7 +16,7 @@ import s3fs
 from fsspec.exceptions import FSTimeoutError
 
 from pipeline import storage
-from pipeline.errors import CorruptArtifactError, UserError
+from pipeline.errors import CorruptArtifactError, StorageError, UserError
 from pipeline.stage import Part
 
 
@@ -167,17 +167,18 @@ def test_full_disk(small_disk: Path, operation: Callable[[str, bytes], object]) 
 
 
 @pytest.mark.parametrize(
-    ("code", "message"),
+    ("code", "kind", "message"),
     [
-        (errno.ENOSPC, "no space left"),
-        (errno.EDQUOT, "no space left"),
-        (errno.EROFS, "read-only"),
-        (errno.EACCES, "no permission for .* choose another place"),
-        (errno.EIO, "cannot use .*: Input/output error; choose another place"),
+        (errno.ENOSPC, UserError, "no space left"),
+        (errno.EDQUOT, UserError, "no space left"),
+        (errno.EROFS, UserError, "read-only"),
+        (errno.EACCES, UserError, "no permission for .* choose another place"),
+        (errno.ELOOP, UserError, "cannot use .*: Too many levels of symbolic links; choose another place"),
+        (errno.EIO, StorageError, "failed: Input/output error; run the same command again"),
     ],
 )
 def test_what_the_disk_refuses_is_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, kind: type[Exception], message: str
 ) -> None:
     def refuse(_descriptor: int) -> None:
         raise OSError(code, os.strerror(code))
@@ -185,7 +186,7 @@ def test_what_the_disk_refuses_is_one_sentence(
     storage.write(str(tmp_path / "old"), b"kept")
     monkeypatch.setattr(os, "fsync", refuse)
     for name, operation in (("x", storage.write), ("x", storage.create), ("old", storage.write)):
-        with pytest.raises(UserError, match=message) as caught:
+        with pytest.raises(kind, match=message) as caught:
             operation(str(tmp_path / name), b"1")
         assert repr(str(tmp_path / name)) in str(caught.value)
     assert everything_in(tmp_path) == ["old"]
@@ -289,7 +290,7 @@ def test_a_store_that_does_not_answer_is_one_sentence(s3_root: str, monkeypatch:
 
     monkeypatch.setattr(fs, "_call_s3", late)
     for ask in (storage.read, storage.names, storage.exists):
-        with pytest.raises(UserError, match=r"^cannot use 's3://.*: FSTimeoutError; check the path$"):
+        with pytest.raises(StorageError, match=r"^'s3://.* failed: FSTimeoutError; run the same command again"):
             ask(s3_root)
 
 

@@ -35,9 +35,7 @@ def die_once(worker: Worker, folder: str) -> None:
 
 
 def blunder(worker: Worker) -> None:
-    if worker.rank == 1:
-        raise UserError("the labels are upside down: turn them")
-    worker.gather(None)
+    raise UserError("the labels are upside down: turn them")
 
 
 def test_a_loop_runs_on_every_worker_and_tells_how_far_it_is(tmp_path: Path) -> None:
@@ -63,7 +61,7 @@ def test_the_group_starts_again_when_a_worker_dies(tmp_path: Path) -> None:
 
 def test_a_mistake_of_the_user_is_not_tried_again(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^the labels are upside down: turn them$"):
-        train(blunder, {}, str(tmp_path / "stage"), Resources(), nothing, total=1, unit="steps")
+        train(blunder, {}, str(tmp_path / "stage"), Resources(num_workers=1), nothing, total=1, unit="steps")
 
 
 def test_workers_that_keep_dying_are_one_sentence(tmp_path: Path) -> None:
@@ -72,7 +70,7 @@ def test_workers_that_keep_dying_are_one_sentence(tmp_path: Path) -> None:
             os.path.join,
             {"nonsense": 1},
             str(tmp_path / "stage"),
-            Resources(max_failures=0),
+            Resources(num_workers=1, max_failures=0),
             nothing,
             total=1,
             unit="steps",
