@@ -1,4 +1,3 @@
-import signal
 import sys
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import yaml
 
 from jobs import cli
 from pipeline.dynamics import DynamicsWriter
-from tests.running import finish, start, tiny_recipe, wait_for
+from tests.running import tiny_recipe
 
 
 @pytest.fixture
@@ -107,14 +106,3 @@ def test_changed_and_missing_shards_are_named(semiprune, reference_run: Path, di
     finally:
         shard.write_bytes(original)
     assert semiprune("run", recipe)[0] == 0
-
-
-@pytest.mark.timeout(120)
-def test_ctrl_c_leaves_a_run_that_continues(recipe: Path, tmp_path: Path) -> None:
-    process = start("run", str(recipe), "--set", "ssl.steps=1000")
-    wait_for(lambda: bool(list(tmp_path.glob("run/ssl/*/training/epoch-*.json"))), process, "a commit of ssl")
-    process.send_signal(signal.SIGINT)
-    status, _, err = finish(process, timeout=60)
-    assert status == 130 and "the same command continues" in err, (status, err)
-    assert "Traceback" not in err
-    assert not list(tmp_path.glob("run/ssl/*/_MANIFEST.json"))

@@ -10,11 +10,13 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.running import REPOSITORY, kill_tree, tiny_recipe
+from pipeline.index import load_index
+from tests.running import REPOSITORY, artifacts, kill_tree, tiny_recipe
 
 RAY = str(Path(sys.executable).with_name("ray"))
 
@@ -25,10 +27,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture
-def head(tmp_path: Path) -> Iterator[dict[str, str]]:
+@dataclass(frozen=True)
+class Run:
+    root: Path
+    stdout: str
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A `ray start --head` of the test's own; yields the environment in which clients reach it."""
-    token = tmp_path / "token"
+    token = tmp_path_factory.mktemp("head") / "token"
     token.write_text(secrets.token_hex(32))
     token.chmod(0o600)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -60,9 +68,17 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
         kill_tree(process)
 
 
-@pytest.mark.timeout(240)
-def test_a_submitted_job_prunes(head: dict[str, str], digits: Path, tmp_path: Path, reference_run: Path) -> None:
-    recipe = tiny_recipe(digits, tmp_path / "submitted", evaluate=None)
+@pytest.fixture(scope="module")
+def submitted(head: dict[str, str], digits: Path, reference_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The tiny recipe as a job, with labels that lie wherever the split does not look."""
+    done = artifacts(reference_run)
+    index, split = load_index(done["index"], ["key"]), done["split"].table()
+    visible = dict(zip(split["sample_id"].to_pylist(), split["label"].to_pylist(), strict=True))
+    lies = [f"{key},{visible.get(sample_id, 3)}" for sample_id, key in enumerate(index["key"].to_pylist())]
+    root = tmp_path_factory.mktemp("submitted") / "run"
+    table = root.parent / "lies.csv"
+    table.write_text("\n".join(["key,label", *lies]))
+    recipe = tiny_recipe(digits, root, evaluate=None, **{"data.labels": str(table)})
     submitted = subprocess.run(
         [RAY, "job", "submit", "--working-dir", ".", "--", sys.executable, "-m", "jobs.run", str(recipe)],
         cwd=REPOSITORY,
@@ -72,9 +88,19 @@ def test_a_submitted_job_prunes(head: dict[str, str], digits: Path, tmp_path: Pa
         timeout=200,
     )
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
-    (report,) = (tmp_path / "submitted").glob("report/*/report.html")
+    return Run(root, submitted.stdout)
+
+
+@pytest.mark.timeout(300)
+def test_a_submitted_job_prunes(submitted: Run) -> None:
+    (report,) = submitted.root.glob("report/*/report.html")
     assert str(report) in submitted.stdout
-    for name in ("indices.npy", "keys.txt"):
-        ours = sorted(path.read_bytes() for path in (tmp_path / "submitted").glob(f"export/*/{name}"))
-        theirs = sorted(path.read_bytes() for path in reference_run.glob(f"export/*/{name}"))
-        assert len(ours) == 2 and ours == theirs
+    assert len(list(submitted.root.glob("export/*/_MANIFEST.json"))) == 2
+
+
+def test_hidden_labels_do_not_reach_the_coreset(submitted: Run, reference_run: Path) -> None:
+    """Every label that was not drawn was replaced by a wrong one: split, scores and coreset are the same."""
+    ours, theirs = artifacts(submitted.root), artifacts(reference_run)
+    assert ours["index"].manifest["key"] != theirs["index"].manifest["key"]
+    for title in ("split", "pseudo_label", "score", "select cutoff", "select beta"):
+        assert ours[title].table().equals(theirs[title].table()), title

@@ -13,7 +13,6 @@ import pytest
 from pipeline import plan
 from pipeline.dynamics import DynamicsStore
 from pipeline.errors import SemiPruneError, UserError
-from pipeline.index import load_index
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.run import execute
 from pipeline.scores import compute_scores
@@ -102,23 +101,6 @@ def test_the_evaluation_trains_on_each_subset_and_counts_the_bill(done: dict[str
     labelled = set(done["split"].table()["sample_id"].to_pylist())
     both = labelled & set(chosen.table()["sample_id"].to_pylist())
     assert chosen.metrics["annotation_bill"] == 431 - len(both) + 100
-
-
-def test_hidden_labels_do_not_reach_the_coreset(
-    ray_local: None, digits: Path, tmp_path: Path, done: dict[str, Artifact]
-) -> None:
-    """Every label that was not drawn is replaced by a wrong one: pseudo-labels, scores and coreset stay the same."""
-    index, split = load_index(done["index"]), done["split"].table()
-    visible = dict(zip(split["sample_id"].to_pylist(), split["label"].to_pylist(), strict=True))
-    lies = tmp_path / "lies.csv"
-    lines = [f"{key},{visible.get(sample_id, 3)}" for sample_id, key in enumerate(index["key"].to_pylist())]
-    lies.write_text("\n".join(["key,label", *lines]))
-    path = tiny_recipe(digits, tmp_path / "run")
-    run_here(load_recipe(str(path), (f"data.labels={lies}",)), until="select")
-    ours = artifacts(tmp_path / "run")
-    assert ours["split"].table().equals(split)
-    for title in ("select cutoff", "select beta"):
-        assert ours[title].table().equals(done[title].table())
 
 
 def test_the_status_needs_nothing_but_the_directory(reference_run: Path, done: dict[str, Artifact]) -> None:

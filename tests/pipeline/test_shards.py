@@ -140,7 +140,7 @@ def test_what_stops_a_task_from_reading_is_one_sentence(tmp_path, monkeypatch, e
     monkeypatch.setattr(storage, "resolve", lambda uri: (Unreadable(error), uri))
     reads = (shards.check, shards.read_unchanged, lambda shard: shards.read_range(shard, 0, 3))
     for read in reads:
-        with pytest.raises(SemiPruneError, match=r"cannot (use|read) .*a\.tar': \S") as caught:
+        with pytest.raises(SemiPruneError, match=r"a\.tar'.*: \S") as caught:
             read(shard)
         assert "\n" not in str(caught.value)
 
