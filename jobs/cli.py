@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.display import Display, error, table
+from jobs.kernels import describe_scores, describe_selectors, score_store, select_from_table
 from pipeline.errors import SemiPruneError, UserError
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def status(run: Annotated[str, typer.Argument(help="Run directory (the recipe's 
     table(f"Status of {run}", ("stage", "key", "state", "detail"), rows)
 
 
-@app.command()
+@app.command(epilog=describe_scores())
 def score(
     dynamics: Annotated[str, typer.Argument(help="Store of training dynamics: {root}/proxy/{key}/dynamics.")],
     out: Annotated[str, typer.Option("--out", "-o", help="Parquet file to write.")],
@@ -115,16 +116,14 @@ def score(
     ] = None,
 ) -> None:
     """Turn recorded training dynamics into difficulty scores, without a recipe."""
-    from jobs.kernels import score_store
-
     rows = score_store(dynamics, out, scores or [])
     table(f"Scores in {out}", ("score", "harder", "min", "mean", "max"), rows)
 
 
-@app.command()
+@app.command(epilog=describe_selectors())
 def select(
     scores: Annotated[str, typer.Argument(help="Parquet file with sample_id and score columns.")],
-    selector: Annotated[str, typer.Argument(help="Selector: random, top_k, double_end, dual_beta.")],
+    selector: Annotated[str, typer.Argument(help="Selector: one of those below.")],
     keep_fraction: Annotated[float, typer.Option(help="Share of the pool to keep, above 0 and up to 1.")],
     out: Annotated[str, typer.Option("--out", "-o", help="Parquet file to write: the kept sample_ids.")],
     seed: Annotated[int, typer.Option(help="Seed of random selectors.")] = 0,
@@ -133,8 +132,6 @@ def select(
     ] = None,
 ) -> None:
     """Select a coreset from a table of scores, without a recipe."""
-    from jobs.kernels import select_from_table
-
     kept, num_samples = select_from_table(scores, selector, keep_fraction, seed, option or [], out)
     table(f"Coreset in {out}", ("selector", "kept", "of"), [(selector, str(kept), str(num_samples))])
 

@@ -18,6 +18,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from jobs.interrupt import Interrupt
 from pipeline.duration import duration
 from pipeline.stage import Progress
 
@@ -34,21 +35,33 @@ class Display:
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
+        self._interrupt = Interrupt()
 
     def __enter__(self) -> "Display":
+        self._interrupt.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._interrupt.__exit__()
         if _moves(self._console):
             self._console.show_cursor()
 
     @contextmanager
     def stage(self, title: str) -> Iterator[Progress]:
-        """Show a stage while the block runs; an exception that leaves the block is told as its end and goes on."""
+        """Show a stage while the block runs; an exception that leaves the block is told as its end and goes on.
+
+        A Ctrl-C that something in the block swallowed is raised again by the next call of its Progress, or at its end.
+        """
         told = _Moving(self._console, title) if _moves(self._console) else _Logged(self._console, title)
+
+        def progress(done: int, total: int, unit: str) -> None:
+            self._interrupt.check()
+            told(done, total, unit)
+
         told.begin()
         try:
-            yield told
+            yield progress
+            self._interrupt.check()
         except KeyboardInterrupt:
             told.end("stopped")
             raise

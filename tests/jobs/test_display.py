@@ -1,7 +1,9 @@
 """What people see, on a terminal and in a pipe."""
 
+import contextlib
 import io
 import re
+import signal
 import sys
 import threading
 from functools import partial
@@ -249,3 +251,14 @@ def test_duration(seconds: float, text: str) -> None:
 )
 def test_rate(per_second: float, text: str) -> None:
     assert rate(per_second) == text
+
+
+def test_a_swallowed_ctrl_c_is_raised_again() -> None:
+    for place in ("progress", "end"):
+        with pytest.raises(KeyboardInterrupt), Display() as display, display.stage("index") as progress:
+            with contextlib.suppress(KeyboardInterrupt):  # as a library's callback does
+                signal.raise_signal(signal.SIGINT)
+            if place == "progress":
+                progress(1, 2, "shards")
+                pytest.fail("it was not raised again")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
