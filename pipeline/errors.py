@@ -1,10 +1,10 @@
 """Every exception that SemiPrune raises on purpose.
 
 SemiPruneError
-├── UserError            a mistake that the user can mend: one sentence with the value, the choices and the next step
-│   └── DataError        the data itself is not what the recipe says (quarantine over its limit, a changed shard)
-├── StorageError         a disk or a store failed in a way that may pass
-└── CorruptArtifactError      a committed file is missing or damaged
+├── UserError                a mistake that the user can mend: one sentence with value, choices and next step
+│   └── DataError            the data is not what the recipe says (quarantine over its limit, a changed shard)
+├── StorageError             a disk or a store failed in a way that may pass
+└── CorruptArtifactError     a committed file is missing or damaged
 """
 
 
