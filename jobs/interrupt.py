@@ -1,4 +1,4 @@
-"""Ctrl-C that cannot get lost: libraries swallow a KeyboardInterrupt that is raised inside their callbacks."""
+"""Ctrl-C that cannot get lost: not in a callback that swallows exceptions, nor where a shell had it ignored."""
 
 import signal
 import threading

@@ -39,9 +39,9 @@ def test_a_killed_run_continues_to_the_same_coreset(digits: Path, tmp_path: Path
     time.sleep(pause.uniform(0, 0.3))
     kill_tree(driver)
 
-    driver = start("run", recipe)
+    driver = start("run", recipe, RAY_gcs_rpc_server_reconnect_timeout_s="5")
     wait_for(lambda: bool(descendants(driver, "RayTrainWorker")), driver, "workers of the proxy")
-    time.sleep(pause.uniform(0, 3))
+    time.sleep(pause.uniform(0, 2))
     for name in ("raylet/raylet", "gcs_server"):
         for process in descendants(driver, name):
             process.send_signal(signal.SIGKILL)

@@ -136,7 +136,7 @@ def test_what_ray_gives_up_on_is_one_sentence(
 
 
 def test_a_full_disk_is_one_sentence(ray_local: None, digits: Path, tmp_path: Path, small_disk: Path) -> None:
-    recipe = load_recipe(str(tiny_recipe(digits, tmp_path / "run")), (f"root={small_disk}/run",))
+    recipe = load_recipe(str(tiny_recipe(digits, tmp_path / "run")), (f"root={small_disk}/run", "data.image_size=32"))
     with pytest.raises(UserError, match=r"no space left to write '.*': free some, then run the same command again"):
         run_here(recipe)
-    assert [row.state for row in read_status(recipe.root)].count("done") >= 3
+    assert [row.state for row in read_status(recipe.root)][:2] == ["done", "started"]
