@@ -1,16 +1,15 @@
-"""Training dynamics: what every example looked like in every epoch, as sorted Arrow files and a commit log.
+"""Training dynamics: what every example looked like in every epoch, as sorted Parquet files and a commit log.
 
-Columns: sample_id int64, p_label f32, p_other f32, el2n f32, entropy f32, correct bool. Usable from any PyTorch loop:
+Columns: sample_id int64, p_label f32, p_other f32, el2n f32, entropy f32, correct bool; on demand probs f32[C] and
+embedding f32[d]. Usable from any PyTorch loop:
 
 >>> writer = DynamicsWriter("run/dynamics", num_samples=N)
 >>> writer.observe(sample_ids, logits, labels)  # every batch of the epoch, in any order
 >>> writer.commit_epoch(epoch)
 """
 
-import json
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -18,44 +17,75 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline import counter, storage
+from pipeline import counter
+from pipeline.epoch_file import STATISTICS, VECTORS, EpochFile, Footer, encode
 from pipeline.epochs import Commit, EpochLog
 from pipeline.errors import CorruptArtifactError, UserError
-from pipeline.scores import EpochStatistics
+from pipeline.registry import ChoiceError
 from pipeline.stage import Part, write_part
+from pipeline.storage import MEND, join
 
-STATISTICS = ("p_label", "p_other", "el2n", "entropy")
-BATCH_ROWS = 1 << 16
-"""Rows of a record batch: a reader of some ids decompresses only the batches that hold them."""
+BLOCK_ROWS = 1 << 15
+"""Records of a rank in a block, at most: what a reader of some ids decodes at least."""
+
+BLOCK_BYTES = 1 << 22
+"""The same in bytes, where records have vectors."""
+
+LOGITS_BYTES = 1 << 22
+"""Logits that wait for their statistics: these take twenty small operations, which many batches share."""
+
+SAMPLE = 1 << 18
+"""Examples from which a score prepares what all of them share."""
 
 
 @dataclass(frozen=True)
 class DynamicsPart:
-    """What one rank wrote of one epoch. digest: of its ids, which are distinct; duplicates: records left out."""
+    """What one rank wrote of one epoch.
+
+    columns: width by name, 1 or that of a vector; span: ids of a block; digest: of the ids, which are distinct;
+    duplicates: records left out; num_classes: of the logits, 0 without any.
+    """
 
     part: Part
+    footer: Footer
+    columns: Mapping[str, int]
+    span: int
     digest: int
     duplicates: int
+    num_classes: int
 
 
 class DynamicsWriter:
     """Records each example once per epoch; of several ranks, each has a writer of its own on the same `uri`.
 
-    num_samples: of the whole pool, ids are 0..num_samples-1; log: the committed epochs, to continue after the last.
+    num_samples: of the whole pool, ids are 0..num_samples-1; probs: whether the probabilities of all classes are kept,
+    which TDDS needs, in 3 bytes or less each (16 significant bits); log: the committed epochs, to continue after the
+    last.
     """
 
-    def __init__(self, uri: str, num_samples: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, uri: str, num_samples: int, rank: int = 0, world_size: int = 1, *, probs: bool = False) -> None:
+        if num_samples < 1 or not 0 <= rank < world_size:
+            raise UserError(
+                f"DynamicsWriter() cannot use num_samples={num_samples}, rank={rank}, world_size={world_size}: "
+                "give it 1 sample or more, and ranks from 0 to world_size - 1"
+            )
         self.log = EpochLog(uri)
         self.num_samples = num_samples
         self.rank = rank
         self.world_size = world_size
-        self._observed: list[tuple[Any, Any, Any]] = []
+        self._probs = probs
+        self._waiting: list[tuple[Any, Any, Any]] = []  # ids, logits, labels of batches
+        self._bytes = 0  # of these logits
+        self._observed: list[dict[str, Any]] = []
+        self._embeddings: list[Any] = []
+        self._shape = (0, 0)  # classes, and numbers of an embedding, of the epoch's batches
 
-    def observe(self, sample_ids: Any, logits: Any, labels: Any) -> None:
+    def observe(self, sample_ids: Any, logits: Any, labels: Any, embeddings: Any = None) -> None:
         """Take in a batch of the epoch: int64[B], [B, C] of any float type, int64[B]; torch on any device, or numpy.
 
-        The statistics are float32, taken on the device of the logits, and wait there for `flush`. Of an id that comes
-        twice in an epoch the first record counts. labels: what the model is trained on.
+        The statistics are float32, taken on the device of the logits for many batches at a time, and wait there for
+        `flush`. Of an id that comes twice in an epoch the first record counts. labels: what the model is trained on;
+        embeddings: [B, d], to be kept with the records, in every batch of an epoch or in none.
         """
         import torch
 
@@ -67,30 +97,56 @@ class DynamicsWriter:
                 f"observe() needs ids [B], logits [B, C] with C of 2 or more and labels [B], "
                 f"not {list(ids.shape)}, {list(z.shape)} and {list(y.shape)}"
             )
-        self._observed.append((ids.clone(), *_statistics(z, y.to(z.device, torch.int64))))
+        if any(x.dtype == torch.bool or x.is_floating_point() or x.is_complex() for x in (ids, y)):
+            raise UserError(f"observe() needs ids and labels that are integers, not {ids.dtype} and {y.dtype}")
+        h = None
+        if embeddings is not None:
+            h = torch.as_tensor(embeddings).detach()
+            if h.ndim != 2 or h.shape[:1] != ids.shape or h.shape[1] == 0:
+                raise UserError(f"observe() needs embeddings [B, d] for ids {list(ids.shape)}, not {list(h.shape)}")
+        shape = (z.shape[1], 0 if h is None else h.shape[1])
+        if (self._waiting or self._observed) and shape != self._shape:
+            raise UserError(
+                f"observe() has {shape[0]} classes and embeddings of {shape[1]} numbers, but {self._shape[0]} and "
+                f"{self._shape[1]} in an earlier batch of the epoch: give every batch the same"
+            )
+        self._shape = shape
+        # Copies, for a loader may use its buffers again.
+        self._waiting.append((ids.clone(), z.clone(), y.to(z.device, torch.int64, copy=True)))
+        if h is not None:
+            self._embeddings.append(h.to(torch.float32, copy=True))
+        self._bytes += z.nbytes
+        if self._bytes >= LOGITS_BYTES:
+            self._take_statistics()
 
     def flush(self, epoch: int) -> DynamicsPart:
         """Write what was observed as this rank's sorted file of the epoch, and start afresh; it counts when committed.
 
         UserError if an id is not one of the pool's, a logit is not finite or a label is not one of the classes.
         """
-        ids, values, correct = self._drain()
+        columns, num_classes = self._drain()
+        ids = columns.pop("sample_id")
         if len(ids) and not 0 <= ids.min() <= ids.max() < self.num_samples:
             raise UserError(
                 f"epoch {epoch} has sample_ids {ids.min()}..{ids.max()} but num_samples={self.num_samples}: "
                 f"ids must lie in 0..{self.num_samples - 1}"
             )
-        bad = int((~np.isfinite(values)).any(axis=1).sum())
+        finite = [np.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in columns.values()]
+        bad = int((~np.all(finite, axis=0)).sum())
         if bad:
             raise UserError(
                 f"epoch {epoch} has {bad} records with logits that are not finite or a label that is no class: "
                 "the training diverged or its labels are wrong; lower the learning rate or mend them"
             )
         distinct, first = np.unique(ids, return_index=True)
-        table = pa.table([distinct, *values[first].T, correct[first]], names=["sample_id", *STATISTICS, "correct"])
-        stem = f"epoch-{epoch:05d}-rank-{self.rank}"
-        part = write_part(self.log.uri, stem, ".arrow", _encode(table), len(distinct))
-        return DynamicsPart(part, _digest(distinct), len(ids) - len(distinct))
+        table = _table(distinct, {name: column[first] for name, column in columns.items()})
+        widths = {name: column.shape[1] if column.ndim == 2 else 1 for name, column in columns.items()}
+        rows = min(BLOCK_ROWS, max(1, BLOCK_BYTES // (4 * sum(widths.values()))))
+        span = 1 << (rows.bit_length() - 1 + (self.world_size - 1).bit_length())
+        data, footer = encode(table, span)
+        part = write_part(self.log.uri, f"epoch-{epoch:05d}-rank-{self.rank}", ".parquet", data, len(distinct))
+        duplicates = len(ids) - len(distinct)
+        return DynamicsPart(part, footer, widths, span, _digest(distinct), duplicates, num_classes)
 
     def commit_epoch(
         self,
@@ -109,27 +165,56 @@ class DynamicsWriter:
                 raise UserError(f"commit_epoch() of {self.world_size} ranks needs parts=, from flush() of each")
             parts = [self.flush(epoch)]
         files = [part.part for part in parts]
+        other = [file.name for file in files if not file.name.startswith(f"epoch-{epoch:05d}-")]
+        if other:
+            raise UserError(f"epoch {epoch} cannot have {other[0]!r}: give the parts that flush({epoch}) returned")
         same = sum(part.digest for part in parts) % 2**64 == _digest_of_range(self.num_samples)
         if not same or sum(file.rows for file in files) != self.num_samples:
-            raise UserError(self._coverage(epoch, files))
-        own = {"num_samples": self.num_samples, "duplicates": sum(part.duplicates for part in parts)}
+            raise UserError(self._coverage(epoch, parts))
+        filled = [part for part in parts if part.part.rows]
+        if any((part.columns, part.num_classes) != (filled[0].columns, filled[0].num_classes) for part in filled):
+            raise UserError(f"epoch {epoch} has other classes or vectors on some ranks: record the same on each")
+        own = {
+            "num_samples": self.num_samples,
+            "num_classes": filled[0].num_classes,
+            "columns": dict(filled[0].columns),
+            "span": max(part.span for part in filled),
+            "duplicates": sum(part.duplicates for part in parts),
+            "footers": [asdict(part.footer) for part in parts],
+        }
         return self.log.commit(epoch, files, checkpoint, {**(facts or {}), **own})
 
-    def _drain(self) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
+    def _take_statistics(self) -> None:
+        """Turn the logits that wait into columns, on their device."""
         import torch
 
-        observed, self._observed = self._observed, []
-        if not observed:
-            return np.empty(0, np.int64), np.empty((0, len(STATISTICS)), np.float32), np.empty(0, bool)
-        ids, values, correct = (torch.cat(column).cpu().numpy() for column in zip(*observed, strict=True))
-        return ids.astype(np.int64), values, correct
+        if not self._waiting:
+            return
+        ids, z, y = (torch.cat(batches) for batches in zip(*self._waiting, strict=True))
+        self._waiting, self._bytes = [], 0
+        self._observed.append({"sample_id": ids, **_statistics(z, y, self._probs)})
 
-    def _coverage(self, epoch: int, files: Sequence[Part]) -> str:
+    def _drain(self) -> tuple[dict[str, NDArray[Any]], int]:
+        """All columns of what was observed, by name, and the number of classes."""
+        import torch
+
+        self._take_statistics()
+        observed, self._observed = self._observed, []
+        embeddings, self._embeddings = self._embeddings, []
+        if not observed:
+            empty = dict.fromkeys(STATISTICS, np.empty(0, np.float32))
+            return {"sample_id": np.empty(0, np.int64), **empty, "correct": np.empty(0, bool)}, 0
+        columns = {name: torch.cat([record[name] for record in observed]).cpu().numpy() for name in observed[0]}
+        if embeddings:
+            columns["embedding"] = torch.cat(embeddings).cpu().numpy()
+        return {**columns, "sample_id": columns["sample_id"].astype(np.int64)}, self._shape[0]
+
+    def _coverage(self, epoch: int, parts: Sequence[DynamicsPart]) -> str:
         """The sentence about an epoch that is not complete; only now are the ids gathered."""
         counts = np.zeros(self.num_samples, dtype=np.int64)
-        for file in files:
-            data = _map_verified(self.log.uri, file)
-            counts[pa.ipc.open_file(data).read_all()["sample_id"].to_numpy()] += 1
+        for part in parts:
+            for ids, _ in _open(self.log.uri, epoch, part.part, part.footer).blocks([]):
+                counts[ids] += 1
         return (
             f"epoch {epoch} is not complete: of {self.num_samples} samples {(counts == 0).sum()} are missing and "
             f"{(counts > 1).sum()} are in the files of several ranks; observe each once, without the sampler's padding"
@@ -139,71 +224,149 @@ class DynamicsWriter:
 class DynamicsStore:
     """The committed epochs of a folder that DynamicsWriters filled.
 
-    UserError if there is none; CorruptArtifactError if a file that counts is missing or damaged.
+    UserError if there is none; CorruptArtifactError if a file that counts is missing or damaged, when it is read.
     """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self._commits = EpochLog(uri).commits()
-        self._verified: set[str] = set()
-        if not self._commits:
+        self.commits = EpochLog(uri).commits()
+        self._files: dict[str, EpochFile] = {}
+        if not self.commits:
             raise UserError(f"{uri!r} has no committed epoch of training dynamics: name the folder of a DynamicsWriter")
-        sizes = {commit.facts["num_samples"] for commit in self._commits}
-        if len(sizes) > 1:
-            raise UserError(f"{uri!r} holds epochs of pools of {sorted(sizes)} samples: give each pool its own folder")
-        self.num_samples: int = sizes.pop()
+        facts = [commit.facts for commit in self.commits]
+        if not all("footers" in fact for fact in facts):
+            raise UserError(f"{uri!r} holds commits without training dynamics: name the folder of a DynamicsWriter")
+        for what, name in (("samples", "num_samples"), ("classes", "num_classes")):
+            found = sorted({fact[name] for fact in facts})
+            if len(found) > 1:
+                raise UserError(f"{uri!r} holds epochs of pools of {found} {what}: give each pool its own folder")
+        self.num_samples: int = facts[-1]["num_samples"]
+        self.num_classes: int = facts[-1]["num_classes"]
+        self.columns: dict[str, int] = {
+            name: width
+            for name, width in facts[-1]["columns"].items()
+            if all(fact["columns"].get(name) == width for fact in facts)
+        }
+        """Width by name, of the columns that every epoch has."""
+        self.span: int = max(fact["span"] for fact in facts)
+        """Ids of a block: ranges of whole blocks are read without decoding anything twice."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which opens the files itself."""
+        return {**self.__dict__, "_files": {}}
 
     @property
     def epochs(self) -> range:
         """0..E-1."""
-        return range(len(self._commits))
+        return range(len(self.commits))
 
     @property
     def coverage(self) -> float:
         """Share of (sample, epoch) pairs that are recorded; 1, since commits verify it."""
-        rows = sum(file.rows for commit in self._commits for file in commit.files)
-        return rows / (self.num_samples * len(self._commits))
+        rows = sum(file.rows for commit in self.commits for file in commit.files)
+        return rows / (self.num_samples * len(self.commits))
 
-    def read(self, epoch: int, low: int, high: int) -> EpochStatistics:
-        """Statistics of ids low..high-1 in an epoch."""
-        types = {**dict.fromkeys(STATISTICS, np.float32), "correct": np.bool_, "present": np.bool_}
-        columns: dict[str, Any] = {name: np.zeros(high - low, dtype=dtype) for name, dtype in types.items()}
-        for file in self._commits[epoch].files:
-            for batch in self._batches(file, low, high):
-                ids = batch["sample_id"].to_numpy()
-                start, stop = np.searchsorted(ids, (low, high))
-                rows = _compact(ids[start:stop] - low)
-                columns["present"][rows] = True
-                for name in (*STATISTICS, "correct"):
-                    columns[name][rows] = batch[name].to_numpy(zero_copy_only=False)[start:stop]
-        return EpochStatistics(**columns)
+    def read(
+        self, epoch: int, low: int, high: int, columns: Sequence[str], into: dict[str, NDArray[Any]] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """These columns of ids low..high-1 in an epoch, [high - low] each in the order of the ids; vectors [.., C].
 
-    def _batches(self, file: Part, low: int, high: int) -> Iterator[pa.RecordBatch]:
-        """The record batches of a file that can hold ids low..high-1; a file is verified when first read."""
-        if file.name in self._verified:
-            data = _map(storage.join(self.uri, file.name))
-        else:
-            data = _map_verified(self.uri, file)
-            self._verified.add(file.name)
-        reader = pa.ipc.open_file(data)
-        firsts = json.loads(reader.schema.metadata[b"first_ids"])
-        start = max(bisect_right(firsts, low) - 1, 0)
-        for index in range(start, bisect_left(firsts, high)):
-            yield reader.get_batch(index)
+        into: arrays of an earlier reading of as many ids, to be filled again: new memory costs more than filling it.
+        ChoiceError for a column that not every epoch has.
+        """
+        for name in columns:
+            if name not in self.columns:
+                raise ChoiceError(f"{self.uri!r} has no column {name!r}: choose from {', '.join(self.columns)}")
+        if low >= high:
+            return {name: self._none_of(name) for name in columns}
+        found = {} if into is None else into
+        rows = 0
+        for file in self.files(epoch):
+            for ids, values in file.blocks(columns, low, high):
+                rows += len(ids)
+                if len(ids) == high - low:
+                    return values
+                for name, column in values.items():
+                    if name not in found:
+                        found[name] = np.empty((high - low, *column.shape[1:]), dtype=column.dtype)
+                    found[name][_places(ids, low)] = column
+        if rows != high - low:
+            raise CorruptArtifactError(
+                f"epoch {epoch} of {self.uri!r} lacks {high - low - rows} of the samples {low}..{high - 1}: {MEND}"
+            )
+        return {name: found[name] for name in columns}
+
+    def sample(self, epoch: int, columns: Sequence[str], size: int = SAMPLE) -> dict[str, NDArray[Any]]:
+        """These columns of about `size` ids of an epoch that a hash picks, all of a smaller pool, ordered by id."""
+        limit = np.uint64(min(2**64 - 1, 2**64 * size // self.num_samples))
+        parts = []
+        for low in range(0, self.num_samples, self.span):
+            ids = np.arange(low, min(low + self.span, self.num_samples))
+            picked = counter.hash64(0, "score-sample", 0, ids) <= limit
+            read = self.read(epoch, low, int(ids[-1]) + 1, columns)
+            parts.append({name: column[picked] for name, column in read.items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in columns}
+
+    def _none_of(self, name: str) -> NDArray[Any]:
+        width = self.columns[name]
+        return np.empty((0, width) if name in VECTORS else 0, dtype=bool if name == "correct" else np.float32)
+
+    def files(self, epoch: int) -> list[EpochFile]:
+        """The epoch's files, each with the records of one rank; opened once."""
+        commit = self.commits[epoch]
+        for part, footer in zip(commit.files, commit.facts["footers"], strict=True):
+            if part.name not in self._files:
+                self._files[part.name] = _open(self.uri, epoch, part, Footer(**footer))
+        return [self._files[part.name] for part in commit.files]
 
 
-def _statistics(z: Any, y: Any) -> tuple[Any, Any]:
-    """([B, 4] f32 in the order of STATISTICS, [B] bool) from logits [B, C] and labels [B], on their device."""
+def _open(uri: str, epoch: int, part: Part, footer: Footer) -> EpochFile:
+    return EpochFile(join(uri, part.name), part.bytes, footer, f"epoch {epoch}")
+
+
+def _places(ids: NDArray[np.int64] | range, low: int) -> slice | NDArray[np.int64]:
+    """Where ascending ids are in an array that begins with `low`; as a slice, many times faster, where it can be."""
+    return slice(ids.start - low, ids.stop - low) if isinstance(ids, range) else ids - low
+
+
+def _statistics(z: Any, y: Any, probs: bool) -> dict[str, Any]:
+    """The columns of a record, [B] each, from logits [B, C] and labels [B], on their device."""
     import torch
 
     valid = (y >= 0) & (y < z.shape[1])
     label = y.clamp(0, z.shape[1] - 1)[:, None]
     p = z.float().softmax(dim=1)
     p_label = p.gather(1, label).squeeze(1).where(valid, torch.nan)  # `flush` reports it; a look now would block a GPU
-    p_other = p.scatter(1, label, -torch.inf).amax(dim=1)
-    el2n = p.scatter_add(1, label, torch.full_like(p[:, :1], -1)).norm(dim=1)  # sum p^2 - 2 p_y + 1, which cancels
-    entropy = torch.special.entr(p).sum(dim=1)
-    return torch.stack([p_label, p_other, el2n, entropy], dim=1), z.argmax(dim=1) == y
+    columns = {
+        "p_label": p_label,
+        "p_other": p.scatter(1, label, -torch.inf).amax(dim=1),
+        # sum p^2 - 2 p_y + 1, which cancels
+        "el2n": p.scatter_add(1, label, torch.full_like(p[:, :1], -1)).norm(dim=1),
+        "entropy": torch.special.entr(p).sum(dim=1),
+        "correct": z.argmax(dim=1) == y,
+    }
+    return {**columns, "probs": _rounded(p)} if probs else columns
+
+
+def _rounded(p: Any) -> Any:
+    """Probabilities to 16 significant bits: the low byte of their float32 is 0, and takes no room in a file."""
+    import torch
+
+    return ((p.view(torch.int32) + 0x80) & ~0xFF).view(torch.float32)
+
+
+def _table(ids: NDArray[np.int64], columns: Mapping[str, NDArray[Any]]) -> pa.Table:
+    """An Arrow table without nulls, vectors as lists of a fixed size."""
+    arrays = [pa.array(ids)]
+    for column in columns.values():
+        values = pa.array(column.reshape(-1))
+        if column.ndim == 2:
+            element = pa.field("element", values.type, nullable=False)
+            values = pa.FixedSizeListArray.from_arrays(values, type=pa.list_(element, column.shape[1]))
+        arrays.append(values)
+    names = ["sample_id", *columns]
+    fields = [pa.field(name, array.type, nullable=False) for name, array in zip(names, arrays, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 
 
 def _digest(ids: NDArray[np.int64]) -> int:
@@ -214,38 +377,3 @@ def _digest(ids: NDArray[np.int64]) -> int:
 @lru_cache(maxsize=8)
 def _digest_of_range(n: int) -> int:
     return sum(_digest(np.arange(low, min(low + 2**20, n))) for low in range(0, n, 2**20)) % 2**64
-
-
-def _encode(table: pa.Table) -> memoryview:
-    """Arrow IPC file, LZ4; its metadata name the first id of every record batch."""
-    firsts = table["sample_id"].to_numpy()[::BATCH_ROWS].tolist()
-    table = table.replace_schema_metadata({"first_ids": json.dumps(firsts)})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as file:
-        file.write_table(table, max_chunksize=BATCH_ROWS)
-    return memoryview(sink.getvalue())
-
-
-def _map(uri: str) -> pa.Buffer:
-    """The bytes of a file: mapped on a local disk, else read."""
-    if not storage.is_local(uri):
-        return pa.py_buffer(storage.read(uri))
-    with pa.memory_map(storage.resolve(uri)[1]) as file:
-        return file.read_buffer()  # keeps the mapping, not the file handle
-
-
-def _map_verified(folder: str, file: Part) -> pa.Buffer:
-    uri = storage.join(folder, file.name)
-    try:
-        data = _map(uri)
-    except FileNotFoundError as error:
-        raise CorruptArtifactError(f"{uri!r} is named by its manifest but missing: {storage.MEND}") from error
-    if storage.sha256(memoryview(data)) != file.sha256:
-        raise CorruptArtifactError(f"{uri!r} is damaged, its SHA-256 is not the one in its manifest: {storage.MEND}")
-    return data
-
-
-def _compact(rows: NDArray[np.int64]) -> NDArray[np.int64] | slice:
-    """Ascending rows as a slice where they have no gap, which numpy copies many times faster."""
-    dense = len(rows) > 0 and rows[-1] - rows[0] == len(rows) - 1
-    return slice(rows[0], rows[-1] + 1) if dense else rows
