@@ -1,66 +1,162 @@
 """The reducer: all scores of a range of ids in one pass over the epochs; ranges are independent of each other."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.dynamics import DynamicsStore
 from pipeline.errors import UserError
-from pipeline.scores import SCORES
+from pipeline.scores import Records, Request, Score
+from pipeline.stage import Progress
+from pipeline.windows import Windows
 
-CHUNK = 1 << 14
-"""Ids that the scores take in at a time, so that their state stays in the cache while an epoch's columns pass by."""
+CHUNK = 1 << 15
+"""Ids that the scores take in at a time, so that what they work on stays in a core's cache."""
 
-RANGE = 1 << 22
-"""Ids that one process holds the state of at a time."""
+READ_BYTES = 1 << 24
+"""Decoded columns that are held at a time: as many epochs of a block as fit are read before the scores take them in."""
 
-
-def check_epochs(store: DynamicsStore, scores: Mapping[str, Any]) -> int:
-    """How many leading epochs have to be read; UserError if a score needs more than are recorded."""
-    recorded = len(store.epochs)
-    needs = []
-    for name, options in scores.items():
-        lacking = lacking_epochs(name, options, recorded)
-        if lacking:
-            raise UserError(f"{lacking} in {store.uri!r}: lower {SCORES.get(name).epochs_option}, or record more")
-        needs.append(SCORES.get(name).num_epochs(options) or recorded)
-    return max(needs)
+WORTH_PROCESSES = 1 << 27
+"""Records above which processes pay, which take a second or two to start: one scores some 50 million a second."""
 
 
-def lacking_epochs(name: str, options: Any, recorded: int) -> str | None:
-    """The complaint of a score that needs more epochs than are recorded; None if it does not."""
-    score = SCORES.get(name)
-    needed = score.num_epochs(options) or 0
-    if needed <= recorded:
-        return None
-    return f"{name} needs {needed} epochs ({score.epochs_option}={needed}) but {recorded} are recorded"
+@dataclass(frozen=True)
+class Reduction:
+    """Scores of a store, checked: every epoch and column that they take is recorded.
 
-
-def reduce_range(store: DynamicsStore, low: int, high: int, scores: Mapping[str, Any]) -> pa.Table:
-    """Scores of ids low..high-1: sample_id ascending and a f32 column per score column.
-
-    scores: Options by name. The values do not depend on how ids are cut into ranges. UserError as `check_epochs` says.
+    takes: the columns to read of each epoch, in order of the epochs that any score takes; prepared: what kernels of a
+    score share, by its name.
     """
-    num_epochs = check_epochs(store, scores)
-    cuts = [(start, min(start + CHUNK, high - low)) for start in range(0, max(high - low, 1), CHUNK)]
-    chunks = [[SCORES.get(name)(stop - start, options) for name, options in scores.items()] for start, stop in cuts]
-    for epoch in range(num_epochs):
-        statistics = store.read(epoch, low, high)
-        for (start, stop), kernels in zip(cuts, chunks, strict=True):
-            part = statistics.slice(start, stop)
-            for kernel in kernels:
-                kernel.update(part, epoch)
-    results = [{name: x for kernel in kernels for name, x in kernel.result().items()} for kernels in chunks]
-    columns = {name: np.concatenate([result[name] for result in results]) for name in results[0]}
-    return pa.table({"sample_id": np.arange(low, high), **columns})
+
+    store: DynamicsStore
+    requests: Sequence[Request]
+    takes: Mapping[int, Sequence[str]]
+    prepared: Mapping[str, Any]
+
+    @staticmethod
+    def of(store: DynamicsStore, requests: Sequence[Request]) -> "Reduction":
+        """UserError if a score needs more epochs or other columns than are recorded."""
+        recorded = len(store.epochs)
+        takes: dict[int, list[str]] = {}
+        for request in requests:
+            complaint = lacking(store, request)
+            if complaint:
+                raise UserError(complaint)
+            for epoch in request.epochs(recorded):
+                columns = takes.setdefault(epoch, [])
+                columns += [name for name in request.score.reads if name not in columns]
+        prepared = {}
+        for request in requests:
+            if request.score.prepare.__func__ is not Score.prepare.__func__:  # type: ignore[attr-defined]
+                sample = store.sample(request.epochs(recorded)[-1], request.score.reads)
+                prepared[request.name] = request.score.prepare(request.options, sample, store.num_classes)
+        return Reduction(store, requests, dict(sorted(takes.items())), prepared)
+
+    def range(self, low: int, high: int) -> pa.Table:
+        """Scores of ids low..high-1: sample_id ascending and a f32 column per score column.
+
+        The values do not depend on how ids are cut into ranges.
+        """
+        span = self.store.span
+        bounds = [low, *range(low // span * span + span, high, span), high] if low < high else [low, low]
+        blocks = [self._block(start, stop) for start, stop in pairwise(bounds)]
+        columns = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+        return pa.table({"sample_id": np.arange(low, high), **columns})
+
+    def _block(self, low: int, high: int) -> dict[str, NDArray[np.float32]]:
+        """A chunk takes in a few epochs at a time, so that its state comes into the cache once for all of them."""
+        cuts = [(start, min(start + CHUNK, high - low)) for start in range(0, max(high - low, 1), CHUNK)]
+        chunks = [_Chunk(self, stop - start) for start, stop in cuts]
+        epochs = list(self.takes)
+        width = max(sum(self.store.columns[name] for name in columns) for columns in self.takes.values())
+        group = max(1, READ_BYTES // max(1, 4 * width * (high - low)))
+        rooms: list[dict[str, NDArray[Any]]] = [{} for _ in range(group)]
+        for first in range(0, len(epochs), group):
+            read = {
+                epoch: self.store.read(epoch, low, high, self.takes[epoch], into=room)
+                for epoch, room in zip(epochs[first : first + group], rooms, strict=False)
+            }
+            for (start, stop), chunk in zip(cuts, chunks, strict=True):
+                for epoch, columns in read.items():
+                    chunk.update(epoch, {name: column[start:stop] for name, column in columns.items()})
+        results = [chunk.result() for chunk in chunks]
+        return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
 
 
-def reduce_store(uri: str, scores: Mapping[str, Any]) -> pa.Table:
-    """Scores of all ids, range by range in this process."""
-    store = DynamicsStore(uri)
-    lows = range(0, store.num_samples, RANGE)
-    return pa.concat_tables(
-        [reduce_range(store, low, min(low + RANGE, store.num_samples), scores) for low in lows]
-    ).combine_chunks()
+class _Chunk:
+    """The kernels of n examples."""
+
+    def __init__(self, reduction: Reduction, n: int) -> None:
+        recorded = len(reduction.store.epochs)
+        self._kernels = [
+            (request.kernel(n, reduction.prepared.get(request.name)), request.epochs(recorded), request.harder)
+            for request in reduction.requests
+        ]
+        windowed = [(kernel, epochs) for kernel, epochs, _ in self._kernels if kernel.windowed]
+        self._windows = {
+            J: (Windows(n, J), max(epochs.stop for kernel, epochs in windowed if kernel.options.J == J))
+            for J in {kernel.options.J for kernel, _ in windowed}
+        }
+
+    def update(self, epoch: int, columns: Mapping[str, NDArray[Any]]) -> None:
+        rows = slice(None)
+        windows = {
+            J: windows.push(columns["p_label"], rows) for J, (windows, stop) in self._windows.items() if epoch < stop
+        }
+        records = Records(epoch, rows, columns, windows)
+        for kernel, epochs, _ in self._kernels:
+            if epoch in epochs:
+                kernel.update(records)
+
+    def result(self) -> dict[str, NDArray[np.float32]]:
+        found: dict[str, NDArray[np.float32]] = {}
+        for kernel, _, harder in self._kernels:
+            found.update(zip(harder, kernel.result().values(), strict=True))
+        return found
+
+
+def lacking(store: DynamicsStore, request: Request) -> str | None:
+    """Why a score cannot be computed from a store, and what to do; None if it can."""
+    epochs = request.lacking(len(store.epochs))
+    if epochs:
+        return f"{epochs}: lower {request.score.epochs_option}, or record more"
+    missing = [name for name in request.score.reads if name not in store.columns]
+    if missing:
+        return (
+            f"{request.name} needs the column {missing[0]!r}, which was not recorded: "
+            f"train again with {HOW_TO_RECORD[missing[0]]}"
+        )
+    return None
+
+
+HOW_TO_RECORD = {"probs": "DynamicsWriter(.., probs=True)", "embedding": "observe(.., embeddings=..)"}
+
+
+def reduce_store(uri: str, requests: Sequence[Request]) -> pa.Table:
+    """Scores of all ids, as Reduction.range gives them."""
+    return reduce_all(Reduction.of(DynamicsStore(uri), requests))
+
+
+def reduce_all(reduction: Reduction, progress: Progress | None = None) -> pa.Table:
+    """The same, block by block: here, or where that is faster in processes, one a core.
+
+    Threads would wait for each other, since kernels are many short calls of numpy. joblib's processes start without a
+    look at the main module, so this works in a notebook, a script without a guard and a Ray task as well.
+    """
+    from joblib import Parallel, cpu_count, delayed
+
+    n, span = reduction.store.num_samples, reduction.store.span
+    starts = range(0, n, span)
+    worth = n * len(reduction.takes) >= WORTH_PROCESSES
+    workers = Parallel(n_jobs=min(cpu_count(), len(starts)) if worth else 1, return_as="generator")
+    tables = []
+    for table in workers(delayed(reduction.range)(low, min(low + span, n)) for low in starts):
+        tables.append(table)
+        if progress:
+            progress(len(tables), len(starts), "blocks")
+    return pa.concat_tables(tables).combine_chunks()

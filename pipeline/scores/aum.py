@@ -1,32 +1,31 @@
 """AUM: how far, over all epochs, the label was ahead of its strongest rival."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.scores import EpochStatistics, Score
+from pipeline.scores import Records, Score
 
 
 class Aum(Score):
-    """Sum over epochs of p_label - p_other: -E..E, low is hard; NaN without any record.
+    """Sum over epochs of p_label - p_other: -E..E, low is hard.
 
-    On probabilities, as SemiPrune, ELFS and CCS have it; the original averages margins of logits, another ranking.
+    On probabilities, as SemiPrune, ELFS and CCS have it; the original, in aum_logit, is another ranking.
     """
 
+    reads: ClassVar = ("p_label", "p_other")
     harder: ClassVar = {"aum": "low"}
     source: ClassVar = "arXiv 2001.10528, Identifying Mislabeled Data using the Area Under the Margin Ranking"
 
-    def __init__(self, n: int, options: Score.Options) -> None:
-        super().__init__(n, options)
+    def __init__(self, n: int, *arguments: Any) -> None:
+        super().__init__(n, *arguments)
         self._sum = np.zeros(n)
-        self._seen = np.zeros(n, dtype=bool)
 
-    def update(self, statistics: EpochStatistics, epoch: int) -> None:
+    def add(self, records: Records) -> None:
         """Add one epoch's margin."""
-        self._sum += np.where(statistics.present, statistics.p_label - statistics.p_other, 0)
-        self._seen |= statistics.present
+        self._sum[records.rows] += records["p_label"] - records["p_other"]
 
-    def result(self) -> dict[str, NDArray[np.float32]]:
+    def values(self) -> dict[str, NDArray[np.float64]]:
         """Column aum."""
-        return {"aum": np.where(self._seen, self._sum, np.nan).astype(np.float32)}
+        return {"aum": self._sum}

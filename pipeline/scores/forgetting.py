@@ -1,21 +1,22 @@
 """Forgetting: how often an example that was right became wrong."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.scores import EpochStatistics, Score
+from pipeline.scores import Records, Score
 
 
 class Forgetting(Score):
-    """Number of records that are wrong after one that was right: 0..E, high is hard; NaN without any record.
+    """Number of records that are wrong after one that was right, however many epochs ago: 0..E, high is hard.
 
     never_learned: what an example gets that was never right. "max", as the paper has it: its number of records, more
     than any other can reach; "zero", as CCS, ELFS and SemiPrune's public code leave it: the value of the easiest.
     """
 
+    reads: ClassVar = ("correct",)
     harder: ClassVar = {"forgetting": "high"}
     source: ClassVar = "arXiv 1812.05159, An Empirical Study of Example Forgetting during Deep Neural Network Learning"
 
@@ -25,23 +26,20 @@ class Forgetting(Score):
 
         never_learned: Literal["max", "zero"] = "max"
 
-    def __init__(self, n: int, options: Options) -> None:
-        super().__init__(n, options)
+    def __init__(self, n: int, *arguments: Any) -> None:
+        super().__init__(n, *arguments)
         self._last = np.zeros(n, dtype=bool)
         self._ever = np.zeros(n, dtype=bool)
         self._events = np.zeros(n, dtype=np.int32)
-        self._records = np.zeros(n, dtype=np.int32)
 
-    def update(self, statistics: EpochStatistics, epoch: int) -> None:
-        """Compare with the record before, however many epochs ago it was."""
-        present, correct = statistics.present, statistics.correct & statistics.present
-        self._events += self._last & present & ~correct
-        self._last = np.where(present, correct, self._last)
-        self._ever |= correct
-        self._records += present
+    def add(self, records: Records) -> None:
+        """Compare with the record before."""
+        correct, rows = records["correct"], records.rows
+        self._events[rows] += self._last[rows] & ~correct
+        self._last[rows] = correct
+        self._ever[rows] |= correct
 
-    def result(self) -> dict[str, NDArray[np.float32]]:
+    def values(self) -> dict[str, NDArray[np.int32]]:
         """Column forgetting, whole numbers."""
-        never = self._records if self.options.never_learned == "max" else np.zeros_like(self._records)
-        events = np.where(self._ever, self._events, never)
-        return {"forgetting": np.where(self._records > 0, events, np.nan).astype(np.float32)}
+        never = self.count if self.options.never_learned == "max" else np.zeros_like(self.count)
+        return {"forgetting": np.where(self._ever, self._events, never)}

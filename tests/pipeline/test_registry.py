@@ -14,7 +14,7 @@ MARGIN = '''
 """A new score: the last margin."""
 from dataclasses import dataclass
 import numpy as np
-from pipeline.scores import EpochStatistics, Score
+from pipeline.scores import Score
 from pipeline.scores.aum import Aum
 
 @dataclass(frozen=True)
@@ -29,9 +29,10 @@ class Margin(Score):
     class Options(Score.Options):
         scale: float = 1.0
         names: tuple[str, ...] = ()
-    def update(self, statistics, epoch):
-        self.last = statistics.p_label - statistics.p_other
-    def result(self):
+    reads = ("p_label", "p_other")
+    def add(self, records):
+        self.last = records["p_label"] - records["p_other"]
+    def values(self):
         return {"margin": self.last}
 '''
 
