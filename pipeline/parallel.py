@@ -1,7 +1,7 @@
 """A function over many items as Ray Data tasks, with errors and progress as if it ran here."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -31,7 +31,23 @@ def map_items(
     cpus: int = 1,
     gpus: float = 0,
 ) -> list[Result]:
-    """`[function(item) for item in items]`, one Ray task per item, `resources.tasks` at a time.
+    """`[function(item) for item in items]`, by tasks, as `stream_items` says."""
+    found = stream_items(items, function, resources=resources, progress=progress, unit=unit, cpus=cpus, gpus=gpus)
+    results = dict(found)
+    return [results[position] for position in range(len(items))]
+
+
+def stream_items(
+    items: Sequence[Item],
+    function: Callable[[Item], Result],
+    *,
+    resources: Resources,
+    progress: Progress,
+    unit: str,
+    cpus: int = 1,
+    gpus: float = 0,
+) -> Iterator[tuple[int, Result]]:
+    """(position, function(item)) of every item as it is done, one Ray task per item, `resources.tasks` at a time.
 
     cpus, gpus: what each task takes.
 
@@ -45,7 +61,7 @@ def map_items(
     total = len(items)
     progress(0, total, unit)
     if not items:
-        return []
+        return
     _silence()
     rows = [{"position": position, "value": _Box(item)} for position, item in enumerate(items)]
     dataset = ray.data.from_items(rows, override_num_blocks=total).map(
@@ -54,14 +70,14 @@ def map_items(
         num_gpus=gpus or None,
         compute=TaskPoolStrategy(size=min(total, resources.tasks or total)),
     )
-    results: dict[int, Result] = {}
+    done = 0
     for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         for position, box in zip(block["position"].to_pylist(), block["value"].to_pylist(), strict=True):
             if isinstance(box.content, SemiPruneError):
                 raise box.content
-            results[position] = box.content
-            progress(len(results), total, unit)
-    return [results[position] for position in range(total)]
+            done += 1
+            progress(done, total, unit)
+            yield position, box.content
 
 
 def _apply(row: dict[str, Any], function: Callable[[Any], Any]) -> dict[str, Any]:

@@ -1,29 +1,44 @@
 """Stage `select`: the coreset, exact to the sample, and what annotating it will cost."""
 
-from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pydantic import Field, ValidationInfo, field_validator
 
+from pipeline import storage
 from pipeline.config import Config
+from pipeline.dynamics import DynamicsStore
+from pipeline.errors import UserError
+from pipeline.parallel import stream_items
+from pipeline.pool import Pool, Rows, TablePool, Without
+from pipeline.ranks import Cut
 from pipeline.resources import Resources
-from pipeline.selectors import SELECTORS, Pool, Selector, build, choose
-from pipeline.stage import Artifact, Output, Progress
+from pipeline.selectors import SELECTORS, Selector, budget, build, cuts, preferred
+from pipeline.stage import Artifact, Output, Part, Progress, write_table_part
+
+T = TypeVar("T")
+
+TOGETHER = 1 << 24
+"""Samples whose scores one process holds at once, and members of a coreset that it ranks; beyond, parts stay apart."""
 
 
 class SelectConfig(Config):
     """name: what people call this coreset; selector: file of pipeline/selectors; keep_fraction: share of the pool.
 
-    seed: of random selectors, None for the recipe's, which a plan puts in; options: settings of the selector.
+    seed: of random selectors and of ties, None for the recipe's, which a plan puts in; keep_labelled: whether every
+    sample whose label was paid for is in the coreset, within the budget; options: settings of the selector.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     selector: str
     keep_fraction: Annotated[float, Field(gt=0, le=1)]
     seed: int | None = None
+    keep_labelled: bool = False
     options: Annotated[dict[str, Any], Field(default_factory=dict, validate_default=True)]
 
     @field_validator("selector")
@@ -48,32 +63,121 @@ class SelectConfig(Config):
 def run(
     inputs: Mapping[str, Artifact], config: SelectConfig, out: Output, *, resources: Resources, progress: Progress
 ) -> dict[str, Any]:
-    """Select; part: sample_id ascending, rank (0 is the one to annotate first).
+    """Select; parts: sample_id ascending, and of up to 2^24 the rank (0 is the one to annotate first).
 
-    inputs: score, split. Metrics: cuts are the least and the largest kept value of the selector's first column;
-    annotation_bill counts every label paid for, those of the split that are not in the coreset too.
+    inputs: score, split; embed, if the selector reads embeddings. Metrics: cuts are the least and the largest kept
+    value of the first score that the selector reads; annotation_bill counts every label paid for, those of the split
+    that are not in the coreset too. UserError if the labelled samples that are to be kept exceed the budget.
     """
     assert config.seed is not None, "a plan resolves the seed"
     selector = config.build()
-    pool = Pool.of(inputs["score"].table(), selector.columns)
-    rows = choose(selector, pool, config.keep_fraction, config.seed)
-    ids = pool.sample_ids[rows]
-    ascending = np.argsort(ids)
-    out.write_table(pa.table({"sample_id": ids[ascending], "rank": ascending}))
-    progress(len(pool), len(pool), "samples")
-    labelled = inputs["split"].table()["sample_id"].to_numpy()
-    both = len(np.intersect1d(ids, labelled))
-    column = selector.columns[0] if selector.columns else None
-    kept = pool.columns[column][rows] if column else None
+    pool = _open_pool(inputs, selector.columns, resources, progress)
+    size = budget(config.keep_fraction, pool.num_samples)
+    labelled = np.sort(inputs["split"].table()["sample_id"].to_numpy())
+    forced = labelled if config.keep_labelled else labelled[:0]
+    if len(forced) > size:
+        raise UserError(
+            f"select: {config.name!r} keeps the {len(forced)} labelled samples but its budget is {size}: raise "
+            "keep_fraction, or set keep_labelled to false"
+        )
+    others = Without(pool, forced) if len(forced) else pool
+    found = cuts(selector, others, [size - len(forced)], config.seed) if len(forced) < size else []
+    column = next((name for name in selector.columns if name in inputs["score"].metrics["harder"]), None)
+    together = size <= TOGETHER
+    kept = list(pool.map(_Keep(found, forced, labelled, column, None if together else out.uri)))
+    if together:
+        ids = np.concatenate([forced, *(preferred(others, cut) for cut in found)])
+        ascending = np.argsort(ids)
+        out.write_table(pa.table({"sample_id": ids[ascending], "rank": ascending}))
+    for part in sorted((facts.part for facts in kept if facts.part), key=lambda part: part.name):
+        out.add(part)
+    both = sum(facts.labelled for facts in kept)
+    ranges = [facts.range for facts in kept if facts.range]
     return {
         "name": config.name,
         "selector": config.selector,
         "method": selector.source,
         "score": column,
         "keep_fraction": config.keep_fraction,
-        "budget": len(rows),
-        "num_samples": len(pool),
-        "cuts": None if kept is None else {"column": column, "low": float(kept.min()), "high": float(kept.max())},
+        "budget": size,
+        "num_samples": pool.num_samples,
+        "cuts": {"column": column, "low": min(low for low, _ in ranges), "high": max(high for _, high in ranges)}
+        if ranges
+        else None,
         "labelled_in_coreset": both,
-        "annotation_bill": len(rows) - both + len(labelled),
+        "annotation_bill": size - both + len(labelled),
     }
+
+
+def _open_pool(
+    inputs: Mapping[str, Artifact], columns: Sequence[str], resources: Resources, progress: Progress
+) -> Pool:
+    """The scores as one table in this process, or where they are many, part by part in Ray tasks."""
+    score = inputs["score"]
+    num_samples = sum(part.rows for part in score.parts())
+    if "embedding" not in columns and num_samples > TOGETHER:
+        return _Parts(score, columns, resources, progress)
+    table = score.table(columns=["sample_id", *(name for name in columns if name != "embedding")])
+    if "embedding" in columns:
+        store = DynamicsStore(storage.join(inputs["embed"].uri, "dynamics"))
+        vectors = store.read(0, 0, num_samples, ["embedding"])["embedding"]  # ids of both are 0 .. num_samples - 1
+        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+        table = table.append_column("embedding", column)
+    progress(num_samples, num_samples, "samples")
+    return TablePool(table, columns)
+
+
+class _Parts(Pool):
+    """Every part of the scores is a partition, and every look at it a Ray task."""
+
+    def __init__(self, score: Artifact, columns: Sequence[str], resources: Resources, progress: Progress) -> None:
+        self.num_samples = sum(part.rows for part in score.parts())
+        self._score = score
+        self._columns = columns
+        self._resources = resources
+        self._progress = progress
+
+    def map(self, function: Callable[[Rows], T]) -> Iterator[T]:
+        """In Ray tasks."""
+        look = partial(_look, score=self._score, columns=self._columns, function=function)
+        found = stream_items(
+            self._score.parts(), look, resources=self._resources, progress=self._progress, unit="parts"
+        )
+        return (result for _, result in found)
+
+
+def _look(part: Part, score: Artifact, columns: Sequence[str], function: Callable[[Rows], T]) -> T:
+    return function(Rows.of(score.read_table(part, ["sample_id", *columns]), columns))
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Of one partition: labelled members of the coreset, least and largest kept value, the part with the ids."""
+
+    labelled: int
+    range: tuple[float, float] | None
+    part: Part | None
+
+
+@dataclass(frozen=True)
+class _Keep:
+    """What one partition says of the coreset. folder: where its ids are written to, None if they are not."""
+
+    cuts: Sequence[Cut]
+    forced: NDArray[np.int64]
+    labelled: NDArray[np.int64]
+    column: str | None
+    folder: str | None
+
+    def __call__(self, rows: Rows) -> _Kept:
+        mask = np.isin(rows.sample_ids, self.forced)
+        for cut in self.cuts:
+            mask[cut.kept(rows)[0]] = True
+        kept = rows.where(mask)
+        values = kept[self.column] if self.column else np.empty(0)
+        ends = (float(values.min()), float(values.max())) if len(values) and values.ndim == 1 else None
+        part = None
+        if self.folder is not None:
+            table = pa.table({"sample_id": kept.sample_ids})
+            part = write_table_part(self.folder, f"part-{rows.sample_ids[0]:012d}", table)
+        return _Kept(int(np.isin(kept.sample_ids, self.labelled).sum()), ends, part)

@@ -93,10 +93,14 @@ class Artifact:
         """The verified bytes of a part; CorruptArtifactError if they are not what the manifest says."""
         return storage.read_verified(storage.join(self.uri, part.name), part.sha256)
 
+    def read_table(self, part: Part, columns: list[str] | None = None) -> pa.Table:
+        """A Parquet part, verified; columns: those to decode, default all."""
+        return pq.read_table(io.BytesIO(self.read(part)), columns=columns)
+
     def tables(self, prefix: str = "part", columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """The Parquet parts with that prefix, one at a time, in order; columns: those to decode, default all."""
+        """The Parquet parts with that prefix, one at a time, in order."""
         for part in self.parts(prefix):
-            yield pq.read_table(io.BytesIO(self.read(part)), columns=columns)
+            yield self.read_table(part, columns)
 
     def table(self, prefix: str = "part", columns: list[str] | None = None) -> pa.Table:
         """All Parquet parts with that prefix as one table, in order; CorruptArtifactError if there is none."""

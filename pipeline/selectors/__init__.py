@@ -15,55 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
+from pipeline.pool import Pool, Rows, TablePool
+from pipeline.ranks import Cut, Rule, cut
 from pipeline.registry import ChoiceError, Component, Registry
-from pipeline.scores import Harder, directions
+from pipeline.scores import Harder, direction
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
-@dataclass(frozen=True)
-class Pool:
-    """The n examples to choose from. sample_ids: int64[n], strictly ascending; columns: f64[n] each, without NaN."""
-
-    sample_ids: NDArray[np.int64]
-    columns: Mapping[str, NDArray[np.float64]]
-
-    def __len__(self) -> int:
-        return len(self.sample_ids)
-
-    @staticmethod
-    def of(table: "pa.Table", columns: Sequence[str]) -> "Pool":
-        """From a table with sample_id and these columns, rows in any order; UserError naming what it lacks."""
-        for name in ("sample_id", *columns):
-            if table.column_names.count(name) != 1:
-                number = "more than one" if name in table.column_names else "no"
-                raise UserError(f"the table has {number} column {name!r}: it has {', '.join(table.column_names)}")
-            if name == "sample_id" and table[name].null_count:
-                raise UserError(f"{table[name].null_count} rows have no sample_id: leave them out")
-            if table[name].to_numpy().dtype.kind not in ("iu" if name == "sample_id" else "iuf"):
-                raise UserError(f"column {name!r} is of type {table[name].type}: it must hold numbers")
-        if not table.num_rows:
-            raise UserError("the table has no rows: give every sample one")
-        ids = table["sample_id"].to_numpy().astype(np.int64)
-        order = np.argsort(ids, kind="stable")
-        ids = ids[order]
-        again = ids[1:][ids[1:] == ids[:-1]]
-        if len(again):
-            raise UserError(f"sample_id {again[0]} is in the table more than once: give every sample one row")
-        values = {name: table[name].to_numpy()[order].astype(np.float64) for name in columns}
-        for name, column in values.items():
-            unknown = int(np.isnan(column).sum())
-            if unknown:
-                raise UserError(f"column {name!r} is NaN in {unknown} of {len(ids)} rows: leave those samples out")
-        return Pool(ids, values)
-
-
 class Selector(Component, ABC):
     """Chooses exactly `budget` examples, in order of preference.
 
-    columns: what it reads of the pool, the column whose cuts a report draws first. The order is total, ties going to
-    the smaller id, and randomness is a hash of (seed, id): row order and partitions of a table make no difference.
+    columns: what it reads of the pool. The order is total, equals go by a
+    hash of (seed, id), and so does all randomness: row order and partitions of a table make no difference.
     """
 
     columns: tuple[str, ...] = ()
@@ -75,8 +40,51 @@ class Selector(Component, ABC):
         """Raise ChoiceError if the options cannot go with this keep fraction; no data is needed."""
 
     @abstractmethod
-    def __call__(self, pool: Pool, budget: int, seed: int) -> NDArray[np.int64]:
-        """Distinct rows of the pool, int64[budget], first the one to annotate first; 1 <= budget <= n."""
+    def rule(self, pool: Pool, budget: int, seed: int) -> Rule:
+        """What is kept, `budget` examples in all; 1 <= budget <= N."""
+
+
+class Ranked(Selector):
+    """Keeps a run of ranks of one order; it also serves class by class, as the selector class_balanced does."""
+
+    @abstractmethod
+    def order(self, pool: Pool, budget: int, seed: int) -> Any:
+        """Function of Rows to numbers [n], what is smaller is preferred."""
+
+    def interval(self, size: int, budget: int) -> tuple[int, int]:
+        """The ranks [low, low + budget) that are kept of `size` examples."""
+        return 0, budget
+
+    def rule(self, pool: Pool, budget: int, seed: int) -> Rule:
+        """Of all examples."""
+        return Rule(self.order(pool, budget, seed), [self.interval(pool.num_samples, budget)])
+
+
+class Listed(Selector):
+    """Looks at all examples together, in one process: methods of geometry, for pools that fit into memory."""
+
+    @abstractmethod
+    def choose(self, rows: Rows, budget: int, seed: int) -> NDArray[np.int64]:
+        """Distinct positions in `rows`, int64[budget], in order of preference."""
+
+    def rule(self, pool: Pool, budget: int, seed: int) -> Rule:
+        """The list as an order."""
+        rows = pool.gather(self.columns)
+        chosen = rows.sample_ids[self.choose(rows, budget, seed)]
+        assert len(np.unique(chosen)) == len(chosen) == budget, "a selector keeps its exact budget"
+        return Rule(_Listing(np.sort(chosen), np.argsort(chosen)), [(0, budget)])
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """The place of every listed id in the list, and after them all others. ids: ascending; places: of each."""
+
+    ids: NDArray[np.int64]
+    places: NDArray[np.int64]
+
+    def __call__(self, rows: Rows) -> NDArray[np.int64]:
+        found = np.searchsorted(self.ids, rows.sample_ids).clip(max=len(self.ids) - 1)
+        return np.where(self.ids[found] == rows.sample_ids, self.places[found], len(self.ids))
 
 
 SELECTORS = Registry("selector", Selector, __name__, __path__)  # type: ignore[type-abstract]
@@ -91,12 +99,29 @@ def build(name: str, keep_fraction: float, options: Mapping[str, Any]) -> Select
     return selector
 
 
-def choose(selector: Selector, pool: Pool, keep_fraction: float, seed: int) -> NDArray[np.int64]:
-    """floor(keep_fraction * n) rows of the pool in order of preference; UserError if that is none."""
-    size = budget(keep_fraction, len(pool))
-    rows = selector(pool, size, seed)
-    assert len(np.unique(rows)) == len(rows) == size, "a selector keeps its exact budget"
-    return rows
+def cuts(selector: Selector, pool: Pool, budgets: Sequence[int], seed: int) -> list[Cut]:
+    """What to keep of a pool for each of these budgets, all in the same passes over it."""
+    rules = [selector.rule(pool, size, seed) for size in budgets]
+    for rule, size in zip(rules, budgets, strict=True):
+        assert sum(high - low for low, high in rule.intervals) == size, "a selector keeps its exact budget"
+    return cut(pool, rules, seed)
+
+
+def preferred(pool: Pool, found: Cut) -> NDArray[np.int64]:
+    """The kept sample_ids, in order of preference: the ranks of all strata side by side, each from its first kept."""
+    parts = list(pool.map(lambda rows: _kept(rows, found)))
+    ids, stratum, images, ties = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.lexsort((ties, images, stratum))
+    sizes = np.bincount(stratum, minlength=len(found.rule.intervals))
+    place = np.arange(len(ids)) - np.repeat(sizes.cumsum() - sizes, sizes)
+    share = (place + 0.5) / np.repeat(sizes, sizes)
+    ordered: NDArray[np.int64] = ids[order][np.lexsort((stratum[order], share))]
+    return ordered
+
+
+def _kept(rows: Rows, found: Cut) -> tuple[NDArray[Any], ...]:
+    places, stratum, images, ties = found.kept(rows)
+    return rows.sample_ids[places], np.broadcast_to(stratum, places.shape), images, ties
 
 
 def budget(keep_fraction: float, num_samples: int) -> int:
@@ -113,14 +138,25 @@ def budget(keep_fraction: float, num_samples: int) -> int:
 def select(
     table: "pa.Table", name: str, /, *, keep_fraction: float, seed: int = 0, **options: Any
 ) -> NDArray[np.int64]:
-    """The ids of the coreset, int64[floor(keep_fraction * n)] ascending; the table's row order makes no difference.
+    """The ids of the coreset, int64[floor(keep_fraction * N)] ascending; the table's row order makes no difference.
 
     table: sample_id and numeric columns, as of compute_scores; name: selector, a file of this package; options: its
     settings. UserError if a selector, an option, a column or the budget does not fit.
     """
-    selector = build(name, keep_fraction, options)
-    pool = Pool.of(table, selector.columns)
-    return np.sort(pool.sample_ids[choose(selector, pool, keep_fraction, seed)])
+    return select_many(table, name, keep_fractions=[keep_fraction], seed=seed, **options)[0]
+
+
+def select_many(
+    table: "pa.Table", name: str, /, *, keep_fractions: Sequence[float], seed: int = 0, **options: Any
+) -> list[NDArray[np.int64]]:
+    """`select` for several keep fractions at once: fewer passes than one after the other, the same coresets."""
+    selectors = [build(name, keep, options) for keep in keep_fractions]
+    if not selectors:
+        raise ChoiceError("no keep fraction is asked for: name one or more")
+    pool = TablePool(table, selectors[0].columns)
+    budgets = [budget(keep, pool.num_samples) for keep in keep_fractions]
+    found = cuts(selectors[0], pool, budgets, seed)
+    return [np.sort(preferred(pool, each)) for each in found]
 
 
 def exact(fraction: float) -> Fraction:
@@ -130,12 +166,24 @@ def exact(fraction: float) -> Fraction:
 
 def harder_end(column: str, given: Harder | None) -> Harder:
     """Which end of a column is hard: as given, else as its score says; ChoiceError if neither does."""
-    end = given or directions().get(column)
+    end = given or direction(column)
     if end is None:
         raise ChoiceError(f"column {column!r} is not of a known score: say which end is harder, harder='high' or 'low'")
     return end
 
 
-def hardest_first(scores: NDArray[np.float64], harder: Harder) -> NDArray[np.int64]:
-    """All rows, hardest first, equals in the order of their ids."""
-    return np.argsort(-scores if harder == "high" else scores, kind="stable")
+@dataclass(frozen=True)
+class ByColumn:
+    """Order of a column from one of its ends."""
+
+    column: str
+    first: Harder
+
+    def __call__(self, rows: Rows) -> NDArray[Any]:
+        """[n], what is smaller comes first."""
+        values = rows[self.column]
+        if values.ndim != 1:
+            raise UserError(f"column {self.column!r} holds vectors: name a column with one number for every sample")
+        if values.dtype.kind != "f":
+            values = values.astype(np.float64)
+        return -values if self.first == "high" else values

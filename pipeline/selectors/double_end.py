@@ -5,15 +5,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
+from pipeline.pool import Pool
 from pipeline.registry import ChoiceError
 from pipeline.scores import Harder
-from pipeline.selectors import Pool, Selector, exact, harder_end, hardest_first
+from pipeline.selectors import ByColumn, Ranked, exact, harder_end
 
 
-class DoubleEnd(Selector):
+class DoubleEnd(Ranked):
     """Cut floor(m*N) examples from the hard end of a score, keep the next ones; on AUM it is Semi-AUM-cutoff.
 
     score: column; mislabel_fraction: m, at most 1 - keep_fraction, tuned per dataset by the authors (0 to 0.8); harder:
@@ -23,7 +21,7 @@ class DoubleEnd(Selector):
     source: ClassVar = "arXiv 2406.04273, ELFS: Label-Free Coreset Selection with Proxy Training Dynamics"
 
     @dataclass(frozen=True)
-    class Options(Selector.Options):
+    class Options(Ranked.Options):
         """Which column, how much of its hard end is cut."""
 
         score: str = "aum"
@@ -31,8 +29,7 @@ class DoubleEnd(Selector):
         harder: Harder | None = None
 
         def __post_init__(self) -> None:
-            if not 0 <= self.mislabel_fraction < 1:
-                raise ValueError(f"mislabel_fraction={self.mislabel_fraction} is no share: set it from 0 to below 1")
+            share(self.mislabel_fraction)
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
@@ -42,13 +39,28 @@ class DoubleEnd(Selector):
 
     def check(self, keep: Fraction) -> None:
         """m + r > 1 leaves fewer than are to be kept."""
-        if self._cut + keep > 1:
-            raise ChoiceError(
-                f"mislabel_fraction={float(self._cut)} and keep_fraction={float(keep)} add up to "
-                f"{float(self._cut + keep)}, more than the whole pool: lower one of them"
-            )
+        check_shares(self._cut, keep)
 
-    def __call__(self, pool: Pool, budget: int, seed: int) -> NDArray[np.int64]:
-        """Hardest of the kept first."""
-        low = math.floor(self._cut * len(pool))
-        return hardest_first(pool.columns[self.options.score], self._harder)[low : low + budget]
+    def order(self, pool: Pool, budget: int, seed: int) -> ByColumn:
+        """Hardest first."""
+        return ByColumn(self.options.score, self._harder)
+
+    def interval(self, size: int, budget: int) -> tuple[int, int]:
+        """After the floor(m * size) that are cut."""
+        low = math.floor(self._cut * size)
+        return low, low + budget
+
+
+def share(mislabel_fraction: float) -> None:
+    """ValueError if this share cannot be cut."""
+    if not 0 <= mislabel_fraction < 1:
+        raise ValueError(f"mislabel_fraction={mislabel_fraction} is no share: set it from 0 to below 1")
+
+
+def check_shares(cut: Fraction, keep: Fraction) -> None:
+    """ChoiceError if the share that is cut and the one that is kept are more than everything."""
+    if cut + keep > 1:
+        raise ChoiceError(
+            f"mislabel_fraction={float(cut)} and keep_fraction={float(keep)} add up to "
+            f"{float(cut + keep)}, more than the whole pool: lower one of them"
+        )

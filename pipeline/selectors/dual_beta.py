@@ -7,40 +7,71 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import counter
+from pipeline.pool import Pool, Rows
 from pipeline.scores.dual import Dual
-from pipeline.selectors import Pool, Selector
+from pipeline.selectors import Ranked
 
 EDGE = 1 - 2.0**-24
 """The largest float32 below 1: where a mean that was rounded to 1 is taken to be, since b < 1 is infinite at 1."""
 
+AFTER = 1e6
+"""Beyond every log weight: what has weight 0 comes after all else."""
 
-class DualBeta(Selector):
+
+class DualBeta(Ranked):
     """Without replacement, with probability proportional to BetaPDF(dual_mean; a, b) * dual; this is Semi-DUAL-beta.
 
-    c_d: 3 in SemiPrune, 4 (CIFAR) and 11 (ImageNet) in the DUAL paper. Exactly the k largest of log weight + Gumbel.
-    Examples of weight 0 (dual is 0) follow when the others do not suffice, in random order.
+    score: column of DUAL, with a name of its own as dual@60. c_d: 3 in SemiPrune, 4 (CIFAR) and 11 (ImageNet) in the
+    DUAL paper. Exactly the k largest of log weight + Gumbel. Examples of weight 0 (dual is 0) follow when the others do
+    not suffice, in random order. A larger budget wants easier ones, so it need not contain a smaller one's.
     """
 
-    columns = ("dual", "dual_mean")
     source: ClassVar = Dual.source
 
     @dataclass(frozen=True)
-    class Options(Selector.Options):
-        """How fast the sampled difficulty moves with the pruning rate."""
+    class Options(Ranked.Options):
+        """Which column, and how fast the sampled difficulty moves with the pruning rate."""
 
+        score: str = "dual"
         c_d: float = 3.0
 
         def __post_init__(self) -> None:
             if self.c_d <= 0:
                 raise ValueError(f"c_d={self.c_d} must be above 0: SemiPrune has 3")
+            if self.score.partition("@")[0] != "dual":
+                raise ValueError(f"score={self.score!r} is not of the score dual: name dual, or dual@NAME")
 
-    def __call__(self, pool: Pool, budget: int, seed: int) -> NDArray[np.int64]:
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self.columns = (options.score, options.score.replace("dual", "dual_mean", 1))
+
+    def order(self, pool: Pool, budget: int, seed: int) -> "Drawn":
         """In the order in which they are drawn."""
-        dual, mean = pool.columns["dual"], pool.columns["dual_mean"]
-        weights = log_weights(dual, mean, budget / len(pool), self.options.c_d)
-        gumbel = -np.log(-np.log(counter.uniform(seed, "select-dual-beta", 0, pool.sample_ids)))
-        drawn = np.isfinite(weights)
-        return np.lexsort((-np.where(drawn, weights + gumbel, gumbel), ~drawn))[:budget]
+        a, b = beta_parameters(self._anchor(pool), budget / pool.num_samples, self.options.c_d)
+        return Drawn(self.columns, a, b, seed)
+
+    def _anchor(self, pool: Pool) -> float:
+        """Mean dual_mean of the 10 examples of largest DUAL, of equals those of smaller id."""
+        score, mean = self.columns
+        top = list(pool.map(lambda rows: _first_10(-rows[score], rows.sample_ids, inside(rows[mean]))))
+        return float(_first_10(*(np.concatenate(column) for column in zip(*top, strict=True)))[2].mean())
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Minus (log weight + Gumbel): the smallest are a sample without replacement."""
+
+    columns: tuple[str, ...]
+    a: float
+    b: float
+    seed: int
+
+    def __call__(self, rows: Rows) -> NDArray[np.float64]:
+        """[n], what is smaller is drawn earlier."""
+        dual, mean = (rows[name] for name in self.columns)
+        gumbel = -np.log(-np.log(counter.uniform(self.seed, "select-dual-beta", 0, rows.sample_ids)))
+        weights = log_weights(dual, mean, self.a, self.b)
+        return np.where(np.isfinite(weights), -weights, AFTER) - gumbel
 
 
 def beta_parameters(anchor: float, keep: float, c_d: float) -> tuple[float, float]:
@@ -49,10 +80,19 @@ def beta_parameters(anchor: float, keep: float, c_d: float) -> tuple[float, floa
     return 16 - b, b
 
 
-def log_weights(dual: NDArray[np.float64], mean: NDArray[np.float64], keep: float, c_d: float) -> NDArray[np.float64]:
+def inside(mean: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Mean probabilities, clear of 0 and 1."""
+    return mean.astype(np.float64).clip(np.finfo(np.float32).tiny, EDGE)
+
+
+def log_weights(dual: NDArray[np.floating], mean: NDArray[np.floating], a: float, b: float) -> NDArray[np.float64]:
     """Log of BetaPDF(mean; a, b) * dual, up to a constant; -inf where dual is 0."""
-    inside = mean.clip(np.finfo(np.float32).tiny, EDGE)
-    a, b = beta_parameters(float(inside[np.argsort(-dual, kind="stable")[:10]].mean()), keep, c_d)
+    p = inside(mean)
     with np.errstate(divide="ignore"):
-        weights: NDArray[np.float64] = (a - 1) * np.log(inside) + (b - 1) * np.log1p(-inside) + np.log(dual)
+        weights: NDArray[np.float64] = (a - 1) * np.log(p) + (b - 1) * np.log1p(-p) + np.log(dual.astype(np.float64))
     return weights
+
+
+def _first_10(*columns: NDArray[np.generic]) -> tuple[NDArray[np.generic], ...]:
+    order = np.lexsort(columns[1::-1])[:10]
+    return tuple(column[order] for column in columns)

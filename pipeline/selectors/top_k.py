@@ -3,14 +3,12 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
+from pipeline.pool import Pool
 from pipeline.scores import Harder
-from pipeline.selectors import Pool, Selector, harder_end, hardest_first
+from pipeline.selectors import ByColumn, Ranked, harder_end
 
 
-class TopK(Selector):
+class TopK(Ranked):
     """The hardest examples of a score, or the easiest; a larger budget adds to a smaller one's.
 
     score: column; keep: "hardest" or "easiest"; harder: which end of the column is hard, "high" or "low", needed only
@@ -20,7 +18,7 @@ class TopK(Selector):
     source: ClassVar = "arXiv 2107.07075, Deep Learning on a Data Diet: Finding Important Examples Early in Training"
 
     @dataclass(frozen=True)
-    class Options(Selector.Options):
+    class Options(Ranked.Options):
         """Which column, which end."""
 
         score: str = "aum"
@@ -34,6 +32,6 @@ class TopK(Selector):
         easy: Harder = "low" if hard == "high" else "high"
         self._end = hard if options.keep == "hardest" else easy
 
-    def __call__(self, pool: Pool, budget: int, seed: int) -> NDArray[np.int64]:
+    def order(self, pool: Pool, budget: int, seed: int) -> ByColumn:
         """From the end that is kept inwards."""
-        return hardest_first(pool.columns[self.options.score], self._end)[:budget]
+        return ByColumn(self.options.score, self._end)

@@ -1,6 +1,7 @@
 """The select stage: its settings, what it writes, what it costs."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,16 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline import select
+from pipeline.dynamics import DynamicsWriter
+from pipeline.errors import UserError
+from pipeline.pool import TablePool
 from pipeline.resources import Resources
 from pipeline.select import SelectConfig
-from pipeline.selectors import SELECTORS, Pool, choose
+from pipeline.selectors import SELECTORS, cuts, preferred
 from pipeline.stage import Artifact, Output, Stage
+from tests.pipeline.selectors.pools import vectors
+
+OPTIONS: dict[str, dict[str, Any]] = {"zcore": {"draws": 50}}
 
 
 def config(**settings: Any) -> SelectConfig:
@@ -22,11 +29,11 @@ def config(**settings: Any) -> SelectConfig:
     )
 
 
-def artifact(folder: Path, *tables: pa.Table) -> Artifact:
+def artifact(folder: Path, *tables: pa.Table, **metrics: Any) -> Artifact:
     out = Output(str(folder))
     for table in tables:
         out.write_table(table)
-    return Artifact(out.uri, {"parts": [vars(part) for part in out.parts]})
+    return Artifact(out.uri, {"parts": [vars(part) for part in out.parts], "metrics": metrics})
 
 
 def run(folder: Path, settings: SelectConfig, **inputs: Artifact) -> tuple[pa.Table, dict[str, Any]]:
@@ -35,23 +42,42 @@ def run(folder: Path, settings: SelectConfig, **inputs: Artifact) -> tuple[pa.Ta
     return Artifact(out.uri, {"parts": [vars(part) for part in out.parts]}).table(), metrics
 
 
+SCORES = pa.table(
+    {
+        "sample_id": np.arange(100),
+        "train_label": np.arange(100) % 3,
+        "aum": np.arange(100.0, dtype=np.float32),
+        "dual": np.linspace(1, 0, 100, dtype=np.float32),
+        "dual_mean": np.linspace(0, 1, 100, dtype=np.float32),
+    }
+)
+EMBEDDING = np.random.default_rng(0).standard_normal((100, 3)).astype(np.float32)
+LABELLED = [3, 25, 26, 90]
+
+
 @pytest.fixture
 def inputs(tmp_path: Path) -> dict[str, Artifact]:
-    scores = pa.table(
-        {
-            "sample_id": np.arange(100),
-            "aum": np.arange(100.0, dtype=np.float32),
-            "dual": np.linspace(1, 0, 100, dtype=np.float32),
-            "dual_mean": np.linspace(0, 1, 100, dtype=np.float32),
-        }
-    )
-    labels = pa.table(
-        {"sample_id": [3, 25, 26, 90], "label": [0, 1, 0, 1], "role": ["train", "train", "holdout", "train"]}
-    )
+    roles = ["train", "train", "holdout", "train"]
+    labels = pa.table({"sample_id": LABELLED, "label": [0, 1, 0, 1], "role": roles})
+    writer = DynamicsWriter(str(tmp_path / "embed" / "dynamics"), num_samples=100)
+    writer.observe(np.arange(100), np.ones((100, 3)), np.arange(100) % 3, EMBEDDING)
+    writer.commit_epoch(0)
+    harder = {"aum": "low", "dual": "high", "dual_mean": "low"}
     return {
-        "score": artifact(tmp_path / "score", scores.slice(0, 40), scores.slice(40)),
+        "score": artifact(tmp_path / "score", SCORES.slice(0, 40), SCORES.slice(40), harder=harder),
         "split": artifact(tmp_path / "split", labels),
+        "embed": artifact(tmp_path / "embed"),
     }
+
+
+def in_order(settings: SelectConfig, size: int, without: Sequence[int] = ()) -> list[int]:
+    """What the selector prefers of all samples but these, in one process."""
+    selector = settings.build()
+    table = SCORES.append_column("embedding", vectors(EMBEDDING))
+    pool = TablePool(table.filter(pa.array(~np.isin(np.arange(100), without))), selector.columns)
+    (found,) = cuts(selector, pool, [size], 0)
+    ids: list[int] = preferred(pool, found).tolist()
+    return ids
 
 
 def test_double_end_in_full(tmp_path: Path, inputs: dict[str, Artifact]) -> None:
@@ -77,15 +103,60 @@ def test_double_end_in_full(tmp_path: Path, inputs: dict[str, Artifact]) -> None
 
 @pytest.mark.parametrize("name", SELECTORS.names())
 def test_ranks_are_a_permutation_and_ids_ascend(tmp_path: Path, inputs: dict[str, Artifact], name: str) -> None:
-    table, metrics = run(tmp_path / "out", config(selector=name), **inputs)
+    settings = config(selector=name, options=OPTIONS.get(name, {}))
+    table, metrics = run(tmp_path / "out", settings, **inputs)
     ids, rank = table["sample_id"].to_numpy(), table["rank"].to_numpy()
     assert (np.diff(ids) > 0).all() and sorted(rank) == list(range(30)) == list(range(metrics["budget"]))
-    selector = config(selector=name).build()
-    pool = Pool.of(inputs["score"].table(), selector.columns)
-    assert ids[np.argsort(rank)].tolist() == pool.sample_ids[choose(selector, pool, 0.3, seed=0)].tolist()
-    assert (metrics["cuts"] is None) == (metrics["score"] is None) == (name == "random")
-    again, _ = run(tmp_path / "again", config(selector=name), **inputs)
+    assert ids[np.argsort(rank)].tolist() == in_order(settings, 30)
+    reads = {"ccs": "aum", "d2": "aum", "double_end": "aum", "dual_beta": "dual", "top_k": "aum"}
+    assert metrics["score"] == reads.get(name) and (metrics["cuts"] is None) == (name not in reads)
+    again, _ = run(tmp_path / "again", settings, **inputs)
     assert again.equals(table)
+
+
+@pytest.mark.parametrize("name", ["double_end", "ccs", "class_balanced", "k_center", "random"])
+@pytest.mark.parametrize("keep_labelled", [False, True])
+@pytest.mark.parametrize("together", [40, 10])
+@pytest.mark.usefixtures("ray_local")
+def test_parts_that_stay_apart_give_the_same_coreset(
+    tmp_path: Path,
+    inputs: dict[str, Artifact],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    keep_labelled: bool,
+    together: int,
+) -> None:
+    settings = config(selector=name, keep_labelled=keep_labelled)
+    expected, metrics = run(tmp_path / "one", settings, **inputs)
+    monkeypatch.setattr(select, "TOGETHER", together)  # of 100 samples and 30 that are kept
+    found, found_metrics = run(tmp_path / "many", settings, **inputs)
+    assert found_metrics == metrics
+    if together > 30:
+        assert found.equals(expected)
+        return
+    assert found.column_names == ["sample_id"] and found["sample_id"].equals(expected["sample_id"])
+    parts = 1 if name == "k_center" else 2  # one for each of the scores', or one where all are looked at together
+    assert len(list((tmp_path / "many").iterdir())) == parts
+
+
+@pytest.mark.parametrize("name", SELECTORS.names())
+def test_the_labelled_can_be_kept_within_the_budget(tmp_path: Path, inputs: dict[str, Artifact], name: str) -> None:
+    settings = config(selector=name, keep_labelled=True, options=OPTIONS.get(name, {}))
+    table, metrics = run(tmp_path / "out", settings, **inputs)
+    ids, rank = table["sample_id"].to_numpy(), table["rank"].to_numpy()
+    assert len(ids) == 30 == metrics["annotation_bill"] and metrics["labelled_in_coreset"] == 4
+    assert ids[np.argsort(rank)][:4].tolist() == LABELLED and sorted(rank) == list(range(30))
+    assert ids[np.argsort(rank)][4:].tolist() == in_order(settings, 26, LABELLED)
+
+
+def test_the_labelled_may_be_the_whole_coreset_but_not_more(tmp_path: Path, inputs: dict[str, Artifact]) -> None:
+    settings = config(selector="double_end", keep_labelled=True, keep_fraction=0.04)
+    table, metrics = run(tmp_path / "out", settings, **inputs)
+    assert table.to_pydict() == {"sample_id": [3, 25, 26, 90], "rank": [0, 1, 2, 3]}
+    assert metrics["annotation_bill"] == metrics["labelled_in_coreset"] == 4
+    assert metrics["cuts"] == {"column": "aum", "low": 3.0, "high": 90.0}
+    with pytest.raises(UserError, match="'coreset' keeps the 4 labelled samples but its budget is 3: raise"):
+        run(tmp_path / "less", settings.model_copy(update={"keep_fraction": 0.03}), **inputs)
 
 
 def test_the_easiest_are_ranked_from_the_easy_end(tmp_path: Path, inputs: dict[str, Artifact]) -> None:
@@ -107,13 +178,15 @@ def test_settings_are_written_out_so_that_equal_ones_have_equal_keys() -> None:
     short, long = config(selector="double_end"), config(selector="double_end", options={"mislabel_fraction": 0.1})
     assert short.options == {"score": "aum", "mislabel_fraction": 0.1, "harder": None}
     assert short == long == SelectConfig.model_validate_json(short.model_dump_json())
+    nested = [config(selector="class_balanced", options=options) for options in ({}, {"options": {}})]
+    assert nested[0] == nested[1] and nested[0].options["options"] == {}
     assert Stage("select", 1, short, {}, select.run).key == Stage("select", 1, long, {}, select.run).key
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"selector": "best"}, "there is no selector 'best': choose from double_end"),
+        ({"selector": "best"}, "there is no selector 'best': choose from ccs, "),
         ({"selector": "random", "keep_fraction": 0}, "keep_fraction"),
         ({"selector": "random", "keep_fraction": 1.1}, "keep_fraction"),
         ({"selector": "random", "options": {"k": 3}}, "selector 'random' has no option 'k'"),
@@ -123,6 +196,7 @@ def test_settings_are_written_out_so_that_equal_ones_have_equal_keys() -> None:
             r"add up to 1\.05, more than",
         ),
         ({"selector": "random", "name": "../up"}, "name"),
+        ({"selector": "class_balanced", "options": {"selector": "best"}}, "selector='best' cannot go by class"),
     ],
 )
 def test_wrong_settings_are_found_without_data(settings: dict[str, Any], message: str) -> None:
