@@ -97,23 +97,34 @@ def load(data: bytes, device: torch.device) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def predict(
-    model: nn.Module, images: torch.Tensor | NDArray[np.uint8], precision: Precision, device: torch.device
-) -> torch.Tensor:
-    """Float32 logits [n, C], on the host, of uint8 images [n, H, W, 3]; the model's mode is left as it was.
+def embed(
+    model: Backbone, images: torch.Tensor | NDArray[np.uint8], precision: Precision, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Float32 features [n, d] and logits [n, C], on the host, of uint8 images [n, H, W, 3]; the mode is left as it was.
 
     Every forward has the same number of rows, so that the logits of an image do not depend on how many came with it.
     """
     images, rows = torch.as_tensor(images), 256
     was_training = model.training
     model.eval()
-    logits = []
-    with reproducible(), autocast(precision, device):
+    found = []
+    with reproducible():
         for chunk in images.split(rows):
             padded = functional.pad(chunk, (0, 0, 0, 0, 0, 0, 0, rows - len(chunk)))
-            logits.append(model(normalise(padded.to(device, non_blocking=True)))[: len(chunk)])
+            with autocast(precision, device):
+                features = model.features(normalise(padded.to(device, non_blocking=True)))
+            features = features.float()
+            found.append((features[: len(chunk)].cpu(), model.head(features)[: len(chunk)].cpu()))
     model.train(was_training)
-    return torch.cat(logits).cpu()
+    whole: tuple[torch.Tensor, torch.Tensor] = tuple(map(torch.cat, zip(*found, strict=True)))
+    return whole
+
+
+def predict(
+    model: Backbone, images: torch.Tensor | NDArray[np.uint8], precision: Precision, device: torch.device
+) -> torch.Tensor:
+    """The logits of `embed`."""
+    return embed(model, images, precision, device)[1]
 
 
 class Predictor:
@@ -129,3 +140,8 @@ class Predictor:
     def predict(self, images: torch.Tensor | NDArray[np.uint8]) -> torch.Tensor:
         """Float32 logits [n, C], on the host, of uint8 images [n, H, W, 3]."""
         return predict(self.model, images, self.precision, self.device)
+
+    def embed(self, images: torch.Tensor | NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Float32 features [n, d] and logits [n, C], on the host, of uint8 images [n, H, W, 3]."""
+        found: tuple[torch.Tensor, torch.Tensor] = embed(self.model, images, self.precision, self.device)
+        return found

@@ -34,7 +34,7 @@ def run(
 ) -> dict[str, Any]:
     """Write one coreset, in the order of sample_id; equal selections give equal bytes for any number of workers.
 
-    inputs: index, pseudo_label, score, select. Files: coreset.parquet (sample_id, key, shard, row, scores,
+    inputs: index, pseudo_label, score, select. Files: coreset.parquet (sample_id, key, shard, row, train_label, scores,
     pseudo_label, confidence, rank), keys.txt, indices.npy (int64), shards/coreset-000000.tar and on. A reader should
     look for `_MANIFEST.json` beside them: without it they are what a killed export left. DataError if a source shard is
     not the one that was indexed.
@@ -52,8 +52,10 @@ def run(
         task = partial(_write_shard, uri=out.uri)
         for part in map_items(items, task, resources=resources, progress=progress, unit="shards"):
             out.add(part)
+    if "rank" in selected.column_names:
+        columns["rank"] = selected["rank"]
     # Last: what a killed export leaves should not look like a result.
-    out.publish("coreset.parquet", _parquet(pa.table({**columns, "rank": selected["rank"]})), len(ids))
+    out.publish("coreset.parquet", _parquet(pa.table(columns)), len(ids))
     out.publish("keys.txt", "".join(f"{key}\n" for key in rows["key"].to_pylist()).encode(), len(ids))
     out.publish("indices.npy", _npy(ids), len(ids))
     return {

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from pipeline import evaluate, export, index, pixels, proxy, pseudo_label, report, score, select, split, ssl
+from pipeline import embed, evaluate, export, index, pixels, proxy, pseudo_label, report, score, select, split, ssl
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.index import DataConfig
@@ -43,12 +43,16 @@ def build(recipe: Recipe) -> list[Stage]:
     )
     trained = add(
         "proxy",
-        1,
+        2,
         proxy.ProxyConfig(seed=seed, num_classes=num_classes, training=recipe.proxy),
         {"pixels": images, "pseudo_label": labels},
         proxy.run,
     )
-    scores = add("score", 1, recipe.score, {"proxy": trained}, score.run)
+    looked = {}
+    if recipe.needs_embeddings:
+        sources = {"pixels": images, "pseudo_label": labels, "proxy": trained}
+        looked = {"embed": add("embed", 1, embed.EmbedConfig(), sources, embed.run)}
+    scores = add("score", 2, recipe.score, {"pseudo_label": labels, "proxy": trained, **looked}, score.run)
     inputs = {
         "index": data,
         "pixels": images,
@@ -57,6 +61,7 @@ def build(recipe: Recipe) -> list[Stage]:
         "ssl": model,
         "pseudo_label": labels,
         "proxy": trained,
+        **looked,
         "score": scores,
     }
     selections = {}
@@ -64,10 +69,12 @@ def build(recipe: Recipe) -> list[Stage]:
         name = config.name
         if config.seed is None:
             config = config.model_copy(update={"seed": seed})
-        chosen = add("select", 1, config, {"score": scores, "split": parts}, select.run, title=f"select {name}")
+        chosen = add(
+            "select", 1, config, {"score": scores, "split": parts, **looked}, select.run, title=f"select {name}"
+        )
         exported = {"index": data, "pseudo_label": labels, "score": scores, "select": chosen}
         inputs[f"select:{name}"] = selections[f"select:{name}"] = chosen
-        inputs[f"export:{name}"] = add("export", 1, recipe.export, exported, export.run, title=f"export {name}")
+        inputs[f"export:{name}"] = add("export", 2, recipe.export, exported, export.run, title=f"export {name}")
     if recipe.evaluate is not None:
         inputs["evaluate"] = add(
             "evaluate",

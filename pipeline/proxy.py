@@ -22,18 +22,25 @@ if TYPE_CHECKING:
     from models.batch import Batch
 
 
+class ProxySettings(SupervisedConfig):
+    """The `proxy` section of a recipe. probs: whether the probabilities of all classes are recorded, as TDDS needs."""
+
+    probs: bool = False
+
+
 class ProxyConfig(Config):
     """The proxy's training; num_classes as the data has it."""
 
     seed: int
     num_classes: int
-    training: SupervisedConfig
+    training: ProxySettings
 
 
 def run(
     inputs: Mapping[str, Artifact], config: ProxyConfig, out: Output, *, resources: Resources, progress: Progress
 ) -> dict[str, Any]:
-    """Train; the dynamics are at `{uri}/dynamics`, one commit per epoch; part: `history` (epoch, loss, accuracy, lr).
+    """Train; the dynamics are at `{uri}/dynamics`, one commit per epoch; parts: `history` (epoch, loss, accuracy, lr)
+    and `model` (weights).
 
     inputs: pixels, pseudo_label.
     """
@@ -50,11 +57,23 @@ def run(
     commits = log.commits()
     history = pa.Table.from_pylist([commit.facts["metrics"] for commit in commits])
     out.write_table(history, "history")
+    out.write("model", ".pt", _weights(config, log.read_checkpoint(commits[-1])))
     return {
         "epochs": len(commits),
         "accuracy": commits[-1].facts["metrics"]["accuracy"],
         "world_sizes": sorted({commit.facts["world_size"] for commit in commits}),
     }
+
+
+def _weights(config: ProxyConfig, checkpoint: bytes) -> bytes:
+    """The weights inside a training checkpoint."""
+    import torch
+
+    from models.supervised import SupervisedTrainer
+
+    trainer = SupervisedTrainer(config.training, config.num_classes, 1, config.seed, torch.device("cpu"))
+    trainer.restore(checkpoint)
+    return trainer.weights()
 
 
 def _loop(worker: Worker, pixels: Artifact, pseudo_label: Artifact, config: ProxyConfig, uri: str) -> None:
@@ -74,7 +93,7 @@ def _loop(worker: Worker, pixels: Artifact, pseudo_label: Artifact, config: Prox
     last = worker.agree(log.latest() if worker.rank == 0 else None)
     if last is not None:
         trainer.restore(log.read_checkpoint(last))
-    writer = DynamicsWriter(uri, num_samples=len(ids), rank=worker.rank, world_size=worker.world_size)
+    writer = DynamicsWriter(uri, len(ids), worker.rank, worker.world_size, probs=training.probs)
 
     def batches(epoch: int) -> Iterator["Batch"]:
         for mine, valid, size in epoch_plan.epoch_batches(
@@ -85,7 +104,7 @@ def _loop(worker: Worker, pixels: Artifact, pseudo_label: Artifact, config: Prox
     first = last.epoch + 1 if last else 0
     worker.tick(first * len(ids))
     for epoch in range(first, training.epochs):
-        tell = partial(_tell, worker, epoch * len(ids), training.batch_size)
+        tell = partial(_tell, worker, epoch * len(ids), len(ids) / steps)
         metrics = trainer.train_epoch(epoch, batches(epoch), observe=writer.observe, on_step=tell)
         parts = worker.gather(writer.flush(epoch))
         if worker.rank == 0:
@@ -97,5 +116,5 @@ def _loop(worker: Worker, pixels: Artifact, pseudo_label: Artifact, config: Prox
             )
 
 
-def _tell(worker: Worker, before: int, batch_size: int, steps: int) -> None:
-    worker.tick(before + steps * batch_size)
+def _tell(worker: Worker, before: int, rows_per_step: float, steps: int) -> None:
+    worker.tick(before + round(steps * rows_per_step))

@@ -1,26 +1,21 @@
 """Stage `pseudo_label`: what the semi-supervised model says of every image, kept by sample_id."""
 
-import json
 from collections.abc import Mapping
-from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from pipeline import storage
 from pipeline.config import Config
 from pipeline.parallel import map_items
 from pipeline.pixels import Pixels
+from pipeline.predictor import ROWS_PER_TASK, load_predictor
 from pipeline.resources import Resources
 from pipeline.ssl import SslConfig
 from pipeline.stage import Artifact, Output, Part, Progress, write_table_part
-
-if TYPE_CHECKING:
-    from models.training import Predictor
-
-ROWS_PER_TASK = 8192
 
 
 class PseudoLabelConfig(Config):
@@ -79,17 +74,16 @@ def _check(predicted: pa.Table, split: pa.Table) -> dict[str, Any]:
     }
 
 
-@lru_cache(maxsize=1)
-def _load(uri: str, name: str, checksum: str, config_json: str, use_gpu: bool) -> "Predictor":
-    """The model, once per worker process."""
-    import torch
-
-    from models.training import Predictor
-
-    config = SslConfig.model_validate_json(config_json)
-    weights = storage.read_verified(storage.join(uri, name), checksum)
-    device = torch.device("cuda" if use_gpu else "cpu")
-    return Predictor(config.training.model, config.num_classes, weights, config.training.precision, device)
+def train_labels(pseudo_label: Artifact, low: int, high: int) -> NDArray[np.int64]:
+    """What the proxy is trained on for ids low..high-1, int64 [high - low]; other parts of the stage are not read."""
+    parts = pseudo_label.parts()
+    starts = np.cumsum([0, *(part.rows for part in parts)])
+    here = [part for part, start in zip(parts, starts, strict=False) if start < high and start + part.rows > low]
+    table = pa.concat_tables([pseudo_label.read_table(part, ["sample_id", "train_label"]) for part in here])
+    ids, labels = table["sample_id"].to_numpy(), table["train_label"].to_numpy()
+    found: NDArray[np.int64] = labels[low - ids[0] : high - ids[0]]
+    assert ids[0] <= low and len(found) == high - low
+    return found
 
 
 def _predict(
@@ -98,12 +92,9 @@ def _predict(
     """One task: ids `start` .. `start + ROWS_PER_TASK - 1`."""
     import torch
 
-    torch.set_num_threads(resources.cpus_per_worker)
     images = Pixels.open(pixels)
     ids = np.arange(start, min(start + ROWS_PER_TASK, len(images)), dtype=np.int64)
-    (model,) = ssl.parts("model")
-    config = json.dumps(ssl.manifest["config"])
-    predictor = _load(ssl.uri, model.name, model.sha256, config, resources.gpus_per_worker > 0)
+    predictor = load_predictor(ssl, SslConfig, resources)
     probabilities = torch.softmax(predictor.predict(images.take(ids)), dim=1)
     top, order = probabilities.topk(2, dim=1)
     pseudo_label = order[:, 0].numpy().astype(np.int64)

@@ -7,18 +7,17 @@ from typing import Annotated, Any, get_args
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from models.semi_supervised import SemiSupervisedConfig
-from models.supervised import SupervisedConfig
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.evaluate import EvaluateSettings
 from pipeline.export import ExportConfig
 from pipeline.index import DataConfig
+from pipeline.proxy import ProxySettings
 from pipeline.pseudo_label import PseudoLabelConfig
 from pipeline.report import ReportConfig
 from pipeline.resources import Resources
 from pipeline.score import ScoreConfig
-from pipeline.scores import SCORES
 from pipeline.select import SelectConfig
 from pipeline.shards import Uri
 from pipeline.split import SplitConfig
@@ -34,13 +33,20 @@ class Recipe(Config):
     split: SplitConfig
     ssl: SemiSupervisedConfig
     pseudo_label: PseudoLabelConfig = PseudoLabelConfig()
-    proxy: SupervisedConfig
+    proxy: ProxySettings
     score: ScoreConfig
     select: Annotated[tuple[SelectConfig, ...], Field(min_length=1)]
     export: ExportConfig = ExportConfig()
     evaluate: EvaluateSettings | None = None
     report: ReportConfig = ReportConfig()
     resources: Resources = Resources()
+
+    @property
+    def needs_embeddings(self) -> bool:
+        """Whether a score or a selector looks at distances between images."""
+        read = [column for request in self.score.requests() for column in request.score.reads]
+        read += [column for config in self.select for column in config.build().columns]
+        return "embedding" in read
 
     @model_validator(mode="after")
     def _agree(self) -> "Recipe":
@@ -49,21 +55,25 @@ class Recipe(Config):
         for name in names:
             if name in ("random", "full") or names.count(name) > 1:
                 raise ValueError(f"select: the name {name!r} is taken: give every selection a name of its own")
-        columns: list[str] = []
-        for name, options in self.score.options().items():
-            needed = SCORES.get(name).num_epochs(options) or 0
+        columns = ["train_label", "embedding"]
+        for request in self.score.requests():
+            needed = request.epochs(self.proxy.epochs).stop
             if needed > self.proxy.epochs:
                 raise ValueError(
-                    f"score.{name} needs {needed} epochs but proxy.epochs is {self.proxy.epochs}: raise it, or lower "
-                    "the score's option"
+                    f"score.{request.name} needs {needed} epochs but proxy.epochs is {self.proxy.epochs}: raise it, or "
+                    "lower the score's option"
                 )
-            columns += SCORES.get(name).harder
+            if "probs" in request.score.reads and not self.proxy.probs:
+                raise ValueError(
+                    f"score.{request.name} needs the probabilities of all classes: set proxy.probs to true"
+                )
+            columns += request.harder
         for config in self.select:
             missing = [column for column in config.build().columns if column not in columns]
             if missing:
                 raise ValueError(
                     f"select: {config.name!r} needs the score column {missing[0]!r} but score gives "
-                    f"{', '.join(columns)}: add the score"
+                    f"{', '.join(columns[2:])}: add the score"
                 )
         for section, size in (("ssl", self.ssl.batch_size), ("proxy", self.proxy.batch_size)):
             if size < self.resources.num_workers:

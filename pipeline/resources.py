@@ -6,7 +6,7 @@ The stages that train say in their manifest with how many workers they ran.
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Resources(BaseModel):
@@ -22,6 +22,13 @@ class Resources(BaseModel):
 
     num_workers: Annotated[int, Field(ge=1)] = 2
     cpus_per_worker: Annotated[int, Field(ge=1)] = 1
-    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    gpus_per_worker: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     tasks: Annotated[int, Field(ge=1)] | None = None
     max_failures: Annotated[int, Field(ge=0)] = 3
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _can_be_placed(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError("more than one GPU must be a whole number")
+        return gpus
