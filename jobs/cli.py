@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.display import Display, error, table
-from jobs.kernels import describe_scores, describe_selectors, score_store, select_from_table
+from jobs.kernels import describe_scores, describe_selectors, score_store, select_from_files
 from pipeline.errors import SemiPruneError, UserError
 
 if TYPE_CHECKING:
@@ -107,6 +107,25 @@ def status(run: Annotated[str, typer.Argument(help="Run directory (the recipe's 
     table(f"Status of {run}", ("stage", "key", "state", "detail"), rows)
 
 
+@app.command()
+def fsck(
+    run: Annotated[str, typer.Argument(help="Run directory, a stage's folder in it, or a folder of dynamics.")],
+) -> None:
+    """Read all of a run again: what is damaged, missing or left over; exit status 1 if anything is damaged."""
+    from pipeline.fsck import check
+
+    with Display() as display, display.stage("fsck") as progress:
+        report = check(run, progress)
+    rows = [(finding.where, finding.kind, finding.detail, finding.fix) for finding in report.findings]
+    if rows:
+        table(f"Findings in {run}", ("where", "kind", "detail", "fix"), rows)
+    damages = sum(finding.is_damage for finding in report.findings)
+    verdict = f"damaged in {damages:,} place{'s' if damages > 1 else ''}" if damages else "whole"
+    typer.echo(f"{run} is {verdict}: {report.files:,} files, {report.bytes:,} bytes read")
+    if not report.is_whole:
+        raise typer.Exit(1)
+
+
 @app.command(epilog=describe_scores())
 def score(
     dynamics: Annotated[str, typer.Argument(help="Store of training dynamics: {root}/proxy/{key}/dynamics.")],
@@ -116,24 +135,31 @@ def score(
     ] = None,
 ) -> None:
     """Turn recorded training dynamics into difficulty scores, without a recipe."""
-    rows = score_store(dynamics, out, scores or [])
+    with Display() as display:
+        rows = score_store(dynamics, out, scores or [], display.stage)
     table(f"Scores in {out}", ("score", "harder", "min", "mean", "max"), rows)
 
 
 @app.command(epilog=describe_selectors())
 def select(
-    scores: Annotated[str, typer.Argument(help="Parquet file with sample_id and score columns.")],
+    scores: Annotated[str, typer.Argument(help="Parquet file, or folder of them, with sample_id and score columns.")],
     selector: Annotated[str, typer.Argument(help="Selector: one of those below.")],
-    keep_fraction: Annotated[float, typer.Option(help="Share of the pool to keep, above 0 and up to 1.")],
-    out: Annotated[str, typer.Option("--out", "-o", help="Parquet file to write: the kept sample_ids.")],
-    seed: Annotated[int, typer.Option(help="Seed of random selectors.")] = 0,
+    keep_fraction: Annotated[
+        list[float], typer.Option(help="Share of the pool to keep, above 0 and up to 1; may be repeated.")
+    ],
+    out: Annotated[
+        str,
+        typer.Option("--out", "-o", help="Parquet file to write: the kept sample_ids. {keep} stands for the share."),
+    ],
+    seed: Annotated[int, typer.Option(help="Seed of random selectors, and of ties.")] = 0,
     option: Annotated[
         list[str] | None, typer.Option("--option", metavar="NAME=VALUE", help="Option of the selector.")
     ] = None,
 ) -> None:
-    """Select a coreset from a table of scores, without a recipe."""
-    kept, num_samples = select_from_table(scores, selector, keep_fraction, seed, option or [], out)
-    table(f"Coreset in {out}", ("selector", "kept", "of"), [(selector, str(kept), str(num_samples))])
+    """Select coresets from scores, yours or of `semiprune score`, without a recipe."""
+    with Display() as display:
+        rows = select_from_files(scores, selector, keep_fraction, seed, option or [], out, display.stage)
+    table("Coresets", ("file", "kept", "of"), [(file, f"{kept:,}", f"{of:,}") for file, kept, of in rows])
 
 
 @app.command()

@@ -4,16 +4,21 @@ Importing this costs no more than numpy, so that --help can describe the methods
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
-from pipeline.scores import SCORES, compute_scores, directions
-from pipeline.selectors import SELECTORS, select
+from pipeline.scores import SCORES, Request, direction, requests
+from pipeline.selectors import SELECTORS, budget, build, cuts
 from pipeline.values import parse_value
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from pipeline.stage import Progress
+
+    Stage = Callable[[str], AbstractContextManager[Progress]]
 
 
 def describe_scores() -> str:
@@ -39,75 +44,80 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def score_store(dynamics: str, out: str, requests: Sequence[str]) -> list[tuple[str, ...]]:
-    """Compute scores ("dual:T=30,J=10") and write them as Parquet; all that the recorded epochs allow if none is named.
+def score_store(dynamics: str, out: str, asked: Sequence[str], stage: "Stage") -> list[tuple[str, ...]]:
+    """Compute scores ("dual:T=30,J=10", "dual@60:T=60") and write them as Parquet; all that the store allows if none is
+    named.
 
     Returns (column, harder, min, mean, max) per score column; of a score that was left out, its name and why.
     """
     import pyarrow.compute as pc
 
-    wanted: dict[str, dict[str, Any]] = {}
-    for request in requests:
-        name, _, options = request.partition(":")
-        if name in wanted:
-            raise UserError(f"the score {name!r} is named twice: name it once")
-        wanted[name] = parse_options([text for text in options.split(",") if text])
-    left_out = {} if requests else _too_long(dynamics)
-    names = list(wanted) or [name for name in SCORES.names() if name not in left_out]
-    scores = compute_scores(dynamics, names, **wanted)
-    _write(out, scores)
+    from pipeline.dynamics import DynamicsStore
+    from pipeline.reduce import Reduction, lacking, reduce_all
+
+    options = {}
+    for request in asked:
+        name, _, settings = request.partition(":")
+        if name in options:
+            raise UserError(f"the score {name!r} is named twice: name it once, or call one of them {name}@NAME")
+        options[name] = parse_options([text for text in settings.split(",") if text])
+    store = DynamicsStore(dynamics)
+    left_out = {}
+    if not asked:
+        complaints = {name: lacking(store, Request.of(name, {})) for name in SCORES.names()}
+        left_out = {name: why for name, why in complaints.items() if why}
+    names = list(options) or [name for name in SCORES.names() if name not in left_out]
+    reduction = Reduction.of(store, requests(names, options))
+    with stage("score") as progress:
+        scores = reduce_all(reduction, progress)
+        _write(out, scores)
     rows: list[tuple[str, ...]] = []
     for column in scores.column_names[1:]:
         values = scores[column]
         extremes = pc.min_max(values).as_py()
         numbers = (extremes["min"], pc.mean(values).as_py(), extremes["max"])
-        rows.append((column, directions()[column], *(f"{number:.4g}" for number in numbers)))
+        rows.append((column, direction(column) or "", *(f"{number:.4g}" for number in numbers)))
     return rows + [(name, f"left out: {why}", "", "", "") for name, why in left_out.items()]
 
 
-def select_from_table(
-    scores: str, selector: str, keep_fraction: float, seed: int, options: Sequence[str], out: str
-) -> tuple[int, int]:
-    """Select from a Parquet file with sample_id and score columns; writes sample_id, ascending. Returns (kept, of)."""
+def select_from_files(
+    scores: str,
+    selector: str,
+    keep_fractions: Sequence[float],
+    seed: int,
+    options: Sequence[str],
+    out: str,
+    stage: "Stage",
+) -> list[tuple[str, int, int]]:
+    """Select from Parquet files with sample_id and score columns; writes sample_id, ascending.
+
+    out: where to, with {keep} in its place for each of several keep fractions. Returns (file, kept, of) for each.
+    """
+    import numpy as np
     import pyarrow as pa
+
+    from pipeline.score_files import ScoreFiles, open_scores
 
     chosen = parse_options(options)
     taken = sorted({"keep_fraction", "seed"} & chosen.keys())
     if taken:
         raise UserError(f"{taken[0]!r} is no option of a selector: give it as --{taken[0].replace('_', '-')}")
-    table = _read(scores)
-    kept = select(table, selector, keep_fraction=keep_fraction, seed=seed, **chosen)
-    _write(out, pa.table({"sample_id": kept}))
-    return len(kept), table.num_rows
-
-
-def _too_long(dynamics: str) -> dict[str, str]:
-    """The scores whose defaults need more epochs than are recorded, and what they say."""
-    from pipeline.dynamics import DynamicsStore
-    from pipeline.reduce import lacking_epochs
-
-    recorded = len(DynamicsStore(dynamics).epochs)
-    complaints = {name: lacking_epochs(name, SCORES.options(name, {}), recorded) for name in SCORES.names()}
-    return {name: why for name, why in complaints.items() if why}
-
-
-def _read(uri: str) -> "pa.Table":
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from pipeline import storage
-
-    try:
-        data = storage.read(uri)
-    except FileNotFoundError as error:
-        raise UserError(f"there is no file {uri!r}: write one with `semiprune score`") from error
-    except IsADirectoryError as error:
-        raise UserError(f"{uri!r} is a folder: name the Parquet file in it") from error
-    try:
-        table = pq.read_table(io.BytesIO(data))
-        return table.rename_columns(table.column_names)  # names are decoded here, not when someone asks for them
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{uri!r} is no whole Parquet file: write it again, as with `semiprune score`") from error
+    files = [out.replace("{keep}", f"{keep:g}") for keep in keep_fractions]
+    if len(set(files)) < len(files):
+        raise UserError(
+            f"{out!r} is one file for {len(files)} keep fractions: write {{keep}} where theirs should stand"
+        )
+    built = [build(selector, keep, chosen) for keep in keep_fractions]
+    pool = open_scores(scores, built[0].columns)
+    budgets = [budget(keep, pool.num_samples) for keep in keep_fractions]
+    with stage("select") as progress:
+        if isinstance(pool, ScoreFiles):
+            pool.progress = progress
+        found = cuts(built[0], pool, budgets, seed)
+        kept = list(pool.map(lambda rows: [rows.sample_ids[cut.kept(rows)[0]] for cut in found]))
+        for file, parts in zip(files, zip(*kept, strict=True), strict=True):
+            _write(file, pa.table({"sample_id": np.sort(np.concatenate(parts))}))
+    return [(file, size, pool.num_samples) for file, size in zip(files, budgets, strict=True)]
 
 
 def _write(uri: str, table: "pa.Table") -> None:

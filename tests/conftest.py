@@ -1,8 +1,13 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from pipeline.stage import Artifact
+    from pipeline.training import Worker
 
 # Before Ray is imported anywhere: what a run sets for itself, and no service of this machine's but our own.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -41,3 +46,27 @@ def reference_run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     status, _, err = run("run", str(tiny_recipe(digits, root)))
     assert status == 0, err
     return root
+
+
+@pytest.fixture(scope="session")
+def done(reference_run: Path) -> dict[str, "Artifact"]:
+    """The finished stages of the reference run, by title."""
+    from tests.running import artifacts
+
+    return artifacts(reference_run)
+
+
+@pytest.fixture
+def lone_worker(tmp_path: Path) -> Iterator["Worker"]:
+    """A worker that is the whole group of a training, in this process: the loops run as they do under Ray Train."""
+    import torch
+    from torch import distributed
+
+    from pipeline.training import Worker
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield Worker(rank=0, world_size=1, device=torch.device("cpu"), tick=lambda done: None)
+    distributed.destroy_process_group()
+    torch.set_num_threads(threads)

@@ -101,7 +101,7 @@ def kill_tree(process: subprocess.Popen) -> None:
     started = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
-    _, alive = psutil.wait_procs(started, timeout=3)  # but for two agents of Ray, which would linger
+    _, alive = psutil.wait_procs(started, timeout=1.5)  # but for two agents of Ray, which would linger
     for straggler in alive:
         straggler.kill()
 

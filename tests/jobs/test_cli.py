@@ -1,4 +1,5 @@
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,11 @@ from jobs import cli
 from pipeline.dynamics import DynamicsWriter
 from tests.running import tiny_recipe
 
+Semiprune = Callable[..., tuple[int, str, str]]
+
 
 @pytest.fixture
-def semiprune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def semiprune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Semiprune:
     """Call the command line in this process: exit status, standard output, standard error."""
 
     def call(*arguments: str) -> tuple[int, str, str]:
@@ -33,7 +36,9 @@ def recipe(tmp_path: Path, digits: Path) -> Path:
     return tiny_recipe(digits, tmp_path / "run")
 
 
-def test_a_mistake_is_one_sentence_and_status_2(semiprune, recipe: Path, tmp_path: Path) -> None:
+def test_a_mistake_is_one_sentence_and_status_2(
+    semiprune: Semiprune, recipe: Path, tmp_path: Path, ray_local: None
+) -> None:
     absent = str(tmp_path / "absent")
     for arguments, sentence in [
         (("plan", f"{absent}.yaml"), "there is no recipe at"),
@@ -55,14 +60,14 @@ def test_a_mistake_is_one_sentence_and_status_2(semiprune, recipe: Path, tmp_pat
         assert sentence in err and err.startswith("semiprune: error: ") and err.count("\n") == 1, err
 
 
-def test_plan_runs_nothing(semiprune, recipe: Path, tmp_path: Path) -> None:
+def test_plan_runs_nothing(semiprune: Semiprune, recipe: Path, tmp_path: Path) -> None:
     status, out, _ = semiprune("plan", str(recipe))
     assert status == 0
     assert out.count("to run") == len(out.splitlines()) - 2
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_is_found_done_and_explained(semiprune, reference_run: Path, digits: Path) -> None:
+def test_a_run_is_found_done_and_explained(semiprune: Semiprune, reference_run: Path, digits: Path) -> None:
     recipe = reference_run.parent / "run.yaml"
     status, out, _ = semiprune("plan", str(recipe))
     assert status == 0 and "to run" not in out
@@ -73,7 +78,7 @@ def test_a_run_is_found_done_and_explained(semiprune, reference_run: Path, digit
     assert "cutoff 30%" in out and "report.html" in out
 
 
-def test_score_and_select_need_no_recipe(semiprune, tmp_path: Path) -> None:
+def test_score_and_select_need_no_recipe(semiprune: Semiprune, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     writer = DynamicsWriter(str(tmp_path / "dynamics"), num_samples=50)
     for epoch in range(4):
@@ -93,7 +98,7 @@ def test_score_and_select_need_no_recipe(semiprune, tmp_path: Path) -> None:
     assert status == 2 and "'seed'" in err
 
 
-def test_changed_and_missing_shards_are_named(semiprune, reference_run: Path, digits: Path) -> None:
+def test_changed_and_missing_shards_are_named(semiprune: Semiprune, reference_run: Path, digits: Path) -> None:
     recipe, shard = str(reference_run.parent / "run.yaml"), digits / "train-000003.tar"
     original = shard.read_bytes()
     try:

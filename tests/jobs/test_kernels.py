@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +11,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.kernels import describe_scores, describe_selectors, parse_options, score_store, select_from_table
+from jobs.kernels import describe_scores, describe_selectors, parse_options, score_store, select_from_files
+from pipeline import score_files
 from pipeline.dynamics import DynamicsWriter
 from pipeline.errors import UserError
 from pipeline.scores import SCORES
 from pipeline.selectors import SELECTORS
+from pipeline.stage import Progress
+
+
+@contextmanager
+def stage(title: str) -> Iterator[Progress]:
+    """A display that nobody looks at."""
+    assert title in ("score", "select")
+    yield lambda done, total, unit: None
 
 
 @pytest.fixture
@@ -57,45 +68,76 @@ def test_an_option_or_a_score_that_is_given_twice_is_refused(store: str, tmp_pat
     with pytest.raises(UserError, match="option 'T' is given twice"):
         parse_options(["T=1", "T=2"])
     with pytest.raises(UserError, match="score 'dual' is named twice"):
-        score_store(store, str(tmp_path / "out"), ["dual", "dual:T=4,J=2"])
+        score_store(store, str(tmp_path / "out"), ["dual", "dual:T=4,J=2"], stage)
 
 
 def test_without_a_name_all_that_fit_are_computed_and_the_others_said(store: str, tmp_path: Path) -> None:
     out = tmp_path / "scores.parquet"
-    rows = score_store(store, str(out), [])
-    assert pq.read_table(out).column_names == ["sample_id", "aum", "forgetting"]
-    assert [row[:2] for row in rows] == [
-        ("aum", "low"),
-        ("forgetting", "high"),
-        ("dual", "left out: dual needs 30 epochs (T=30) but 8 are recorded"),
-        ("el2n", "left out: el2n needs 20 epochs (num_epochs=20) but 8 are recorded"),
-    ]
+    rows = score_store(store, str(out), [], stage)
+    fit = ["aum", "aum_logit", "confidence", "correctness", "entropy", "forgetting", "variability"]
+    assert pq.read_table(out).column_names == ["sample_id", *fit]
+    said = {row[0]: row[1] for row in rows}
+    assert list(said)[: len(fit)] == fit and set(said) == {*SCORES.names()}
+    assert said["aum"] == "low" and said["forgetting"] == "high"
+    assert said["dual"] == "left out: dual needs 30 epochs (T=30) but 8 are recorded: lower T, or record more"
+    assert said["tdds"].startswith("left out: tdds needs 30 epochs")
+    assert said["grand"].startswith("left out: grand needs the column 'embedding', which was not recorded: train again")
     assert {len(row) for row in rows} == {5}
 
 
 def test_a_score_that_is_named_is_never_left_out(store: str, tmp_path: Path) -> None:
-    rows = score_store(store, str(tmp_path / "scores.parquet"), ["aum", "dual:T=4,J=2"])
+    rows = score_store(store, str(tmp_path / "scores.parquet"), ["aum", "dual:T=4,J=2"], stage)
     assert [row[0] for row in rows] == ["aum", "dual", "dual_mean"]
-    with pytest.raises(UserError, match=r"^dual needs 30 epochs \(T=30\) but 8 are recorded in '.*': lower T"):
-        score_store(store, str(tmp_path / "none.parquet"), ["aum", "dual"])
+    with pytest.raises(UserError, match=r"^dual needs 30 epochs \(T=30\) but 8 are recorded: lower T"):
+        score_store(store, str(tmp_path / "none.parquet"), ["aum", "dual"], stage)
     with pytest.raises(UserError, match=r"T=\{ is not valid YAML"):
-        score_store(store, str(tmp_path / "none.parquet"), ["dual:T={"])
+        score_store(store, str(tmp_path / "none.parquet"), ["dual:T={"], stage)
     with pytest.raises(UserError, match="has no committed epoch"):
-        score_store(str(tmp_path / "nowhere"), str(tmp_path / "none.parquet"), [])
+        score_store(str(tmp_path / "nowhere"), str(tmp_path / "none.parquet"), [], stage)
     assert not (tmp_path / "none.parquet").exists()
+
+
+def test_one_score_with_several_settings_is_named_by_the_user(store: str, tmp_path: Path) -> None:
+    out = tmp_path / "scores.parquet"
+    rows = score_store(store, str(out), ["dual:T=4,J=2", "dual@8:T=8,J=2"], stage)
+    assert pq.read_table(out).column_names == ["sample_id", "dual", "dual_mean", "dual@8", "dual_mean@8"]
+    assert [row[:2] for row in rows][2:] == [("dual@8", "high"), ("dual_mean@8", "low")]
 
 
 WHOLE = {"sample_id": [4, 2, 9, 7], "aum": [0.1, 0.4, 0.2, 0.3]}
 
 
-def choose(scores: Path, *options: str) -> tuple[int, int]:
-    return select_from_table(str(scores), "top_k", 0.5, 0, options, str(scores.parent / "coreset.parquet"))
+def choose(scores: Path, *options: str) -> list[tuple[str, int, int]]:
+    out = str(scores.parent / "coreset.parquet")
+    return select_from_files(str(scores), "top_k", [0.5], 0, options, out, stage)
 
 
 def test_select_from_a_table(tmp_path: Path) -> None:
     pq.write_table(pa.table(WHOLE), tmp_path / "scores.parquet")
-    assert choose(tmp_path / "scores.parquet") == (2, 4)
+    assert choose(tmp_path / "scores.parquet") == [(f"{tmp_path}/coreset.parquet", 2, 4)]
     assert pq.read_table(tmp_path / "coreset.parquet").to_pydict() == {"sample_id": [4, 9]}
+
+
+def test_several_budgets_at_once_each_to_a_file_of_its_own(tmp_path: Path) -> None:
+    pq.write_table(pa.table(WHOLE), tmp_path / "scores.parquet")
+    arguments = (str(tmp_path / "scores.parquet"), "top_k", [0.25, 0.75], 0, [])
+    with pytest.raises(UserError, match=r"is one file for 2 keep fractions: write \{keep\} where theirs should stand"):
+        select_from_files(*arguments, str(tmp_path / "out.parquet"), stage)
+    rows = select_from_files(*arguments, str(tmp_path / "out-{keep}.parquet"), stage)
+    assert [row[1:] for row in rows] == [(1, 4), (3, 4)]
+    kept = [pq.read_table(tmp_path / f"out-{keep}.parquet")["sample_id"].to_pylist() for keep in (0.25, 0.75)]
+    assert kept == [[4], [4, 7, 9]]
+
+
+def test_of_more_scores_than_are_held_at_once_the_same_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    table = pa.table({"sample_id": np.arange(500), "aum": np.round(rng.normal(size=500), 1)})
+    pq.write_table(table, tmp_path / "scores.parquet", row_group_size=64)
+    choose(tmp_path / "scores.parquet")
+    together = (tmp_path / "coreset.parquet").read_bytes()
+    monkeypatch.setattr(score_files, "TOGETHER", 100)
+    choose(tmp_path / "scores.parquet")
+    assert (tmp_path / "coreset.parquet").read_bytes() == together
 
 
 @pytest.mark.parametrize(
@@ -104,10 +146,10 @@ def test_select_from_a_table(tmp_path: Path) -> None:
         ({"sample_id": None}, "has no column 'sample_id'"),
         ({"aum": None}, "has no column 'aum': it has sample_id"),
         ({"sample_id": [4, 2, 4, 7]}, "sample_id 4 is in the table more than once"),
-        ({"sample_id": [4, 2, None, 7]}, "1 rows have no sample_id"),
+        ({"sample_id": [4, 2, None, 7]}, "1 of 4 rows have no sample_id"),
         ({"sample_id": ["a", "b", "c", "d"]}, "'sample_id' is of type string"),
         ({"aum": [0.1, np.nan, 0.2, 0.3]}, "'aum' is NaN in 1 of 4 rows"),
-        ({"aum": [None] * 4}, "column 'aum' is of type null"),
+        ({"aum": [None] * 4}, "4 of 4 rows have no 'aum'"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_one_sentence(tmp_path: Path, change: dict, message: str) -> None:
@@ -122,8 +164,6 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
     file = tmp_path / "scores.parquet"
     pq.write_table(pa.table(WHOLE), file)
     whole = file.read_bytes()
-    with pytest.raises(UserError, match="is a folder: name the Parquet file in it"):
-        choose(tmp_path)
     with pytest.raises(UserError, match="there is no file"):
         choose(tmp_path / "none")
     damaged = [b"", b"sample_id,aum\n1,2\n", whole[:-20], whole[100:], whole.replace(b"aum", b"a\xd7m")]

@@ -5,9 +5,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models import precision, training
+from models import training
 from models.backbones import ModelConfig
-from models.ema import Ema
 from models.supervised import SupervisedConfig
 
 CPU = torch.device("cpu")
@@ -78,35 +77,6 @@ def test_loading_refuses_code():
 
     with pytest.raises(Exception, match="Weights only load failed"):
         training.load(training.dump({"x": Payload()}), CPU)
-
-
-def test_ema_follows_its_formula_and_copies_buffers():
-    model = training.seeded_model(MODEL, 4, 0, CPU)
-    ema = Ema(model, decay=0.3)
-    expected = model.head.weight.detach().clone()
-    for step in range(5):
-        with torch.no_grad():
-            model.head.weight.add_(step + 1.0)
-            model.stem[1].running_mean.fill_(step)
-        ema.update(model, step)
-        decay = min(0.3, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * model.head.weight
-    torch.testing.assert_close(ema.module.head.weight, expected)
-    assert (ema.module.stem[1].running_mean == 4).all()
-    assert not ema.module.training and not any(p.requires_grad for p in ema.module.parameters())
-
-
-def test_precision_is_what_was_asked_for(monkeypatch):
-    assert precision.resolve("fp32", CPU) == "fp32"
-    assert precision.resolve("bf16", CPU) == "bf16"
-    for fast, expected in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda fast=fast: fast)
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-        assert precision.resolve("auto", CPU) == expected
-    layer, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
-    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        with precision.autocast(name, CPU):
-            assert layer(x).dtype == dtype
 
 
 def test_batch_norm_of_numpy_images_is_not_changed_by_prediction():

@@ -9,7 +9,7 @@ import pytest
 from pipeline.epochs import EpochLog
 from pipeline.errors import CorruptArtifactError, UserError
 from pipeline.run import PLAN
-from pipeline.stage import MANIFEST
+from pipeline.stage import MANIFEST, Artifact
 from pipeline.status import StageStatus, read_status
 
 STAGES = [
@@ -35,6 +35,12 @@ def test_done_started_and_to_run(run: Path) -> None:
         StageStatus("ssl", "1", "started", "2 commits"),
         StageStatus("proxy", "2", "to run", ""),
     ]
+
+
+def test_a_finished_run_is_done_in_the_order_of_its_plan(reference_run: Path, done: dict[str, Artifact]) -> None:
+    rows = read_status(str(reference_run))
+    assert [(row.title, row.key) for row in rows] == [(title, art.manifest["key"]) for title, art in done.items()]
+    assert {row.state for row in rows} == {"done"}
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"stages": 3}', '{"stages": [{}]}'])

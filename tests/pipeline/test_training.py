@@ -1,5 +1,8 @@
+"""A loop on the workers of Ray Train; what becomes of one whose worker dies is in tests/test_crash.py."""
+
 import os
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -8,19 +11,12 @@ from pipeline import storage
 from pipeline.errors import SemiPruneError, UserError
 from pipeline.resources import Resources
 from pipeline.training import Worker, train
+from tests.pipeline.making import silent
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
 
-def nothing(done: int, total: int, unit: str) -> None:
-    pass
-
-
 def talk(worker: Worker, folder: str) -> None:
-    """Rank 1 is killed in the first attempt, while rank 0 waits for it."""
-    first = storage.create(f"{folder}/attempt-of-{worker.rank}", b"")
-    if first and worker.rank == 1:
-        os._exit(1)
     assert worker.agree(f"said by {worker.rank}") == "said by 0"
     assert worker.gather(worker.rank * 10) == [0, 10]
     for step in range(3):
@@ -29,12 +25,13 @@ def talk(worker: Worker, folder: str) -> None:
     storage.write(f"{folder}/rank-{worker.rank}", str(worker.world_size).encode())
 
 
-def blunder(worker: Worker) -> None:
+def blunder(worker: Worker, folder: str) -> None:
+    storage.write(f"{folder}/attempt-{uuid.uuid4().hex}", b"")
     raise UserError("the labels are upside down: turn them")
 
 
-def test_a_loop_runs_on_every_worker_also_after_one_died_and_tells_how_far_it_is(tmp_path: Path) -> None:
-    told = []
+def test_a_loop_runs_on_every_worker_and_tells_how_far_it_is(tmp_path: Path) -> None:
+    told: list[tuple[int, int, str]] = []
     train(
         talk,
         {"folder": str(tmp_path)},
@@ -47,11 +44,21 @@ def test_a_loop_runs_on_every_worker_also_after_one_died_and_tells_how_far_it_is
     assert (tmp_path / "rank-0").read_bytes() == (tmp_path / "rank-1").read_bytes() == b"2"
     assert told[-1] == (3, 3, "steps") and {total for _, total, _ in told} == {3}
     assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
+    assert len({done for done, _, _ in told}) > 2
 
 
 def test_a_mistake_of_the_user_is_not_tried_again(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^the labels are upside down: turn them$"):
-        train(blunder, {}, str(tmp_path / "stage"), Resources(num_workers=1), nothing, total=1, unit="steps")
+        train(
+            blunder,
+            {"folder": str(tmp_path)},
+            str(tmp_path / "stage"),
+            Resources(num_workers=1),
+            silent,
+            total=1,
+            unit="steps",
+        )
+    assert len(list(tmp_path.glob("attempt-*"))) == 1
 
 
 def test_workers_that_keep_dying_are_one_sentence(tmp_path: Path) -> None:
@@ -61,7 +68,7 @@ def test_workers_that_keep_dying_are_one_sentence(tmp_path: Path) -> None:
             {"nonsense": 1},
             str(tmp_path / "stage"),
             Resources(num_workers=1, max_failures=0),
-            nothing,
+            silent,
             total=1,
             unit="steps",
         )

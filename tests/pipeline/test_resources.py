@@ -1,0 +1,50 @@
+"""What a run may ask for."""
+
+import pytest
+from pydantic import ValidationError
+
+from pipeline.config import Config
+from pipeline.resources import Resources
+
+LOWEST = {"num_workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0.0, "tasks": 1, "max_failures": 0}
+
+
+@pytest.mark.parametrize(("name", "lowest"), LOWEST.items())
+def test_each_has_a_lowest_value(name: str, lowest: float) -> None:
+    assert getattr(Resources(**{name: lowest}), name) == lowest
+    with pytest.raises(ValidationError, match=f"greater than or equal to {lowest:g}"):
+        Resources(**{name: lowest - 1})
+
+
+@pytest.mark.parametrize("name", ["num_workers", "cpus_per_worker", "tasks", "max_failures"])
+@pytest.mark.parametrize("value", ["2", 2.0, True])
+def test_counts_are_whole_numbers_and_nothing_that_looks_like_one(name: str, value: object) -> None:
+    with pytest.raises(ValidationError, match="valid integer"):
+        Resources.model_validate({name: value})
+
+
+def test_workers_may_share_a_gpu() -> None:
+    assert Resources.model_validate_json('{"gpus_per_worker": 0.5}').gpus_per_worker == 0.5
+    assert Resources.model_validate_json('{"gpus_per_worker": 1}').gpus_per_worker == 1
+
+
+def test_unless_it_is_said_nothing_needs_a_gpu_and_every_core_may_read_shards() -> None:
+    assert Resources().gpus_per_worker == 0
+    assert Resources().tasks is None
+
+
+def test_an_unknown_key_is_refused_and_a_known_one_cannot_change_later() -> None:
+    with pytest.raises(ValidationError, match="num_wokers"):
+        Resources.model_validate({"num_wokers": 2})
+    with pytest.raises(ValidationError, match="frozen"):
+        Resources().num_workers = 4  # type: ignore[misc]
+
+
+def test_they_are_no_settings_lest_they_enter_a_key() -> None:
+    assert not issubclass(Resources, Config)
+
+
+@pytest.mark.parametrize("gpus", ["1.5", "Infinity", "NaN"])
+def test_gpus_that_ray_cannot_place_are_refused(gpus: str) -> None:
+    with pytest.raises(ValidationError, match="gpus_per_worker"):
+        Resources.model_validate_json(f'{{"gpus_per_worker": {gpus}}}')
