@@ -182,7 +182,7 @@ def memory(store: DynamicsStore, asked: Sequence[Request]) -> str:
     """Of one process that does all blocks, one after the other."""
     with processes(1) as pool:
         before, peak, resident = pool.submit(_watched, Reduction.of(store, asked)).result()
-    return f"{peak:.0f} MB at most, {before:.0f} MB before it began; with the files it maps {resident:.0f} MB"
+    return f"{peak:.0f} MB at most, {before:.0f} MB before it began; {resident:.0f} MB resident at most"
 
 
 def _watched(reduction: Reduction) -> tuple[float, float, float]:

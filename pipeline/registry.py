@@ -5,7 +5,7 @@ import json
 import pkgutil
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -70,11 +70,13 @@ class Registry(Generic[C]):
         return self._classes[name]
 
     def describe(self) -> str:
-        """Every component for --help, a paragraph each: name, the first line of its file, source."""
+        """Every component for --help, a paragraph each: name, the first line of its file, options, source."""
         lines = []
         for name, found in self._classes.items():
             what = (sys.modules[found.__module__].__doc__ or "").strip().splitlines()[0]
-            lines.append(f"{name} - {what} Source: {found.source}")
+            defaults = asdict(found.Options())
+            options = ", ".join(f"{option}={_said(value)}" for option, value in defaults.items())
+            lines.append(f"{name} - {what} {f'Options: {options}. ' if options else ''}Source: {found.source}")
         return "\n\n".join(lines)
 
     def options(self, name: str, values: Mapping[str, Any]) -> Any:
@@ -100,6 +102,11 @@ class Registry(Generic[C]):
             )
         message = first["msg"].removeprefix("Value error, ")
         return f"{self.kind} {name!r}: {option}={first['input']!r} cannot be used: {message[:1].lower()}{message[1:]}"
+
+
+def _said(value: object) -> str:
+    """An option's value as one writes it, in YAML."""
+    return str(value) if isinstance(value, str) else json.dumps(value)
 
 
 def _plain(value: object) -> object:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -98,10 +99,11 @@ def store_of(request: Request) -> str:
 
 
 def cut(n: int, span: int, tasks: int) -> list[tuple[int, int]]:
-    """0..n-1 in ranges [low, high) of whole blocks, two a task: each task opens every file, so more would cost time."""
+    """0..n-1 in nearly equal ranges [low, high) of whole blocks, up to two a task: each opens every file anew."""
     unit = max(span, SUM_ROWS)  # both are powers of two
-    size = unit * -(-n // (2 * tasks * unit))
-    return [(low, min(low + size, n)) for low in range(0, n, size)]
+    blocks = -(-n // unit)
+    count = min(2 * tasks, blocks)
+    return list(pairwise([unit * (blocks * i // count) for i in range(count)] + [n]))
 
 
 def _reduce(

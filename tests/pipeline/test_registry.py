@@ -69,7 +69,7 @@ def test_what_is_no_json_value_is_no_option(registry: Registry[Score], value: ob
 
 
 def test_components_describe_themselves(registry: Registry[Score]) -> None:
-    assert registry.describe() == "margin - A new score: the last margin. Source: ours"
+    assert registry.describe() == "margin - A new score: the last margin. Options: scale=1.0, names=[]. Source: ours"
 
 
 def test_a_wrong_choice_is_both_kinds_of_error() -> None:
