@@ -136,8 +136,10 @@ def score(
 ) -> None:
     """Turn recorded training dynamics into difficulty scores, without a recipe."""
     with Display() as display:
-        rows = score_store(dynamics, out, scores or [], display.stage)
+        rows, left_out = score_store(dynamics, out, scores or [], display.stage)
     table(f"Scores in {out}", ("score", "harder", "min", "mean", "max"), rows)
+    for why in left_out:
+        typer.echo(f"Left out: {why}")
 
 
 @app.command(epilog=describe_selectors())
@@ -197,6 +199,40 @@ def demo(
     }
     named = [f"{key}={json.dumps(place)}" for key, place in places.items()]  # quoted: a path may look like YAML
     _run(str(Path(__file__).parent / "recipes" / "digits.yaml"), [*named, *(set_ or [])])
+
+
+@app.command()
+def prepare(
+    shards: Annotated[str, typer.Argument(help="Shards to read: a path or URI with {000..019} or wildcards.")],
+    out: Annotated[str, typer.Argument(help="Folder for the new shards, local or s3://.")],
+    size: Annotated[int, typer.Option(min=8, max=4096, help="Pixels of the shorter side; smaller images stay.")],
+    samples_per_shard: Annotated[int, typer.Option(min=1)] = 1000,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of the JPEGs that are written.")] = 90,
+    png: Annotated[bool, typer.Option("--png", help="Write PNG instead: larger, without loss.")] = False,
+    quarantine_limit: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the data that may be left out as unusable.")
+    ] = 0.01,
+    tasks: Annotated[int | None, typer.Option(min=1, help="Shards at a time; as many as there are cores.")] = None,
+) -> None:
+    """Resize a dataset once to training size, into new shards; a killed one is continued by the same command."""
+    from pipeline.cluster import connected
+    from pipeline.prepare import PrepareConfig
+    from pipeline.prepare import prepare as resize
+    from pipeline.resize import ImageConfig
+    from pipeline.resources import Resources
+
+    config = PrepareConfig(
+        image=ImageConfig(size=size, form="png" if png else "jpg", quality=quality), samples_per_shard=samples_per_shard
+    )
+    resources = Resources(num_workers=1, tasks=tasks)
+    with connected(resources), Display() as display, display.stage("prepare") as progress:
+        made = resize([shards], out, config, quarantine_limit, resources=resources, progress=progress)
+    size_before, size_now = f"{made.source_bytes / 1e6:,.1f} MB", f"{made.num_bytes / 1e6:,.1f} MB"
+    row = (f"{made.num_samples:,}", str(len(made.shards)), size_before, size_now, made.shards[0])
+    table("Prepared", ("samples", "shards", "before", "now", "first shard"), [row])
+    if made.reasons:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in made.reasons.items())
+        typer.echo(f"Left out: {reasons}; all in {out.rstrip('/')}/quarantine.parquet")
 
 
 @imports.command("imagefolder")

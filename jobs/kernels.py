@@ -44,11 +44,13 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def score_store(dynamics: str, out: str, asked: Sequence[str], stage: "Stage") -> list[tuple[str, ...]]:
-    """Compute scores ("dual:T=30,J=10", "dual@60:T=60") and write them as Parquet; all that the store allows if none is
-    named.
+def score_store(
+    dynamics: str, out: str, asked: Sequence[str], stage: "Stage"
+) -> tuple[list[tuple[str, ...]], list[str]]:
+    """Compute scores and write them as Parquet.
 
-    Returns (column, harder, min, mean, max) per score column; of a score that was left out, its name and why.
+    asked: such as "dual:T=30,J=10" or "dual@60:T=60"; all that the store allows if none is. Returns (column, harder, min, mean,
+    max) per score column, and why other scores were left out.
     """
     import pyarrow.compute as pc
 
@@ -77,7 +79,7 @@ def score_store(dynamics: str, out: str, asked: Sequence[str], stage: "Stage") -
         extremes = pc.min_max(values).as_py()
         numbers = (extremes["min"], pc.mean(values).as_py(), extremes["max"])
         rows.append((column, direction(column) or "", *(f"{number:.4g}" for number in numbers)))
-    return rows + [(name, f"left out: {why}", "", "", "") for name, why in left_out.items()]
+    return rows, list(left_out.values())
 
 
 def select_from_files(
