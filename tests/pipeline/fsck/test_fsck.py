@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs import cli
-from pipeline import dynamics, fsck, storage
+from pipeline import dynamics, storage
 from pipeline.config import Config
 from pipeline.dynamics import DynamicsWriter
 from pipeline.epochs import EpochLog
 from pipeline.errors import UserError
-from pipeline.fsck import Finding, check
+from pipeline.fsck import check, id_runs, verification, walk
+from pipeline.fsck.finding import Finding
 from pipeline.run import PLAN
 from pipeline.stage import MANIFEST, Output, Stage
 from tests.pipeline.making import silent
@@ -185,7 +186,7 @@ def test_lost_records_are_told_as_ids(run: Path) -> None:
     for name, ids in (("epoch-00001.json", lost), ("epoch-00002.json", hurt_ids)):
         words = told[name, "coverage"]
         assert words.startswith(f"of {N} samples it lacks {ids[0]}") and f".. ({len(ids)} in all)" in words
-        assert words.count(",") == fsck.SHOWN
+        assert words.count(",") == id_runs.SHOWN
 
 
 def test_ids_that_an_epoch_has_twice_or_lacks_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,15 +225,15 @@ def test_coverage_is_the_same_however_many_ids_are_counted_at_a_time(
     one(run, "proxy/*/dynamics/epoch-00001-rank-1-*").unlink()
     expected = findings(run)
     assert len(expected) == 2
-    monkeypatch.setattr(fsck, "IDS", 1)
-    monkeypatch.setattr(fsck, "PIECE", 100)
+    monkeypatch.setattr(verification, "IDS", 1)
+    monkeypatch.setattr(verification, "PIECE", 100)
     assert findings(run) == expected
 
 
 @given(st.lists(st.booleans(), max_size=60), st.sets(st.integers(1, 59)))
 def test_ids_are_told_as_runs_wherever_they_are_cut(is_there: list[bool], cuts: set[int]) -> None:
     ids = np.flatnonzero(is_there).tolist()
-    found = fsck._Ids()
+    found = id_runs.IdRuns()
     for piece in np.split(np.array(ids, dtype=np.int64), np.searchsorted(ids, sorted(cuts))):
         found.add(piece)
     runs: list[list[int]] = []
@@ -242,7 +243,7 @@ def test_ids_are_told_as_runs_wherever_they_are_cut(is_there: list[bool], cuts: 
         else:
             runs.append([i, i])
     told = [str(a) if a == b else f"{a}-{b}" for a, b in runs]
-    cut = told[: fsck.SHOWN] + ([f".. ({len(ids)} in all)"] if len(told) > fsck.SHOWN else [])
+    cut = told[: id_runs.SHOWN] + ([f".. ({len(ids)} in all)"] if len(told) > id_runs.SHOWN else [])
     assert (found.count, str(found)) == (len(ids), ", ".join(cut))
 
 
@@ -251,9 +252,9 @@ def test_a_training_that_goes_on_meanwhile_is_not_damaged(tmp_path: Path) -> Non
     for epoch in range(4):
         log.commit(epoch, [], b"state")
         if epoch == 1:
-            listed = list(fsck._items(str(tmp_path)))
+            listed = list(walk.items(str(tmp_path)))
     assert not list(tmp_path.glob("checkpoint-00001-*"))
-    assert [found for item in listed for found in fsck._verify(item)[2]] == []
+    assert [found for item in listed for found in verification.verify(item)[2]] == []
 
 
 def test_links_that_lead_in_a_circle_end(run: Path) -> None:
