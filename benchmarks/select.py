@@ -18,7 +18,6 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from typing import TypeVar
 
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 from pipeline.pool import Pool, Rows
 from pipeline.ranks import Cut, ties
 from pipeline.selectors import budget, build, cuts
+from pipeline.threads import in_threads
 
 T = TypeVar("T")
 PARTITION = 1 << 21
@@ -57,12 +57,7 @@ class Synthetic(Pool):
 
     def map(self, function: Callable[[Rows], T]) -> Iterator[T]:
         self.passes += 1
-        with ThreadPoolExecutor(self._threads) as pool:
-            looks = [
-                pool.submit(lambda low: function(self.rows(low)), low) for low in range(0, self.num_samples, PARTITION)
-            ]
-            for look in as_completed(looks):
-                yield look.result()
+        return in_threads(lambda low: function(self.rows(low)), range(0, self.num_samples, PARTITION), self._threads)
 
 
 def peak() -> float:

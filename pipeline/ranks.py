@@ -215,13 +215,11 @@ class _Search:
     def gather(self, rows: Rows) -> list[tuple[Stratum, Words, Words]]:
         """One partition: strata, images and ties of the keys that agree with each bound that is open."""
         stratum, images = self.rule.keys(rows)
-        found = {bound: self._agreeing(bound, stratum, images, rows) for bound in (LOW, HIGH) if self.open[bound].any()}
-        return [
-            (at(stratum, found[bound]), images[found[bound]], ties(self.seed, rows.sample_ids[found[bound]]))
-            if bound in found
-            else (at(stratum, slice(0, 0)), images[:0], np.empty(0, dtype=np.uint64))
-            for bound in (LOW, HIGH)
+        none = np.empty(0, dtype=np.int64)  # not a slice: a view would keep the partition in memory
+        found = [
+            self._agreeing(bound, stratum, images, rows) if self.open[bound].any() else none for bound in (LOW, HIGH)
         ]
+        return [(at(stratum, some), images[some], ties(self.seed, rows.sample_ids[some])) for some in found]
 
     def finish(self, gathered: Sequence[Sequence[tuple[Stratum, Words, Words]]]) -> Cut:
         """Sort what is left; the bounds are found."""

@@ -1,9 +1,7 @@
 """Scores in Parquet files: of the user's own, of `semiprune score`, or of a finished stage."""
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import pairwise
 from typing import TypeVar
 
@@ -14,6 +12,7 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.pool import Pool, Rows, TablePool
 from pipeline.stage import MANIFEST, Progress
+from pipeline.threads import in_threads
 
 T = TypeVar("T")
 
@@ -70,11 +69,9 @@ class ScoreFiles(Pool):
             return function(Rows.of(_read(*group, columns), columns))
 
         self.progress(0, len(self._groups), "row groups")
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            looks = [pool.submit(look, group) for group in self._groups]
-            for done, each in enumerate(as_completed(looks), start=1):
-                yield each.result()
-                self.progress(done, len(looks), "row groups")
+        for done, found in enumerate(in_threads(look, self._groups), start=1):
+            yield found
+            self.progress(done, len(self._groups), "row groups")
 
 
 def _files(uri: str) -> list[str]:

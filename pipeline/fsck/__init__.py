@@ -5,9 +5,6 @@ that it lacks or has twice. A thread holds a piece of a file at a time, the whol
 """
 
 import os
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from pipeline import storage
@@ -18,6 +15,7 @@ from pipeline.fsck.verification import Epoch, File, Item, verify
 from pipeline.fsck.walk import items
 from pipeline.run import PLAN
 from pipeline.stage import MANIFEST, Progress
+from pipeline.threads import in_threads
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def check(run: str, progress: Progress) -> Report:
     total = sum(_num_files(item) for item in items(run))
     report = Report([], 0, 0)
     progress(0, total, "files")
-    for files, size, findings in _in_threads(items(run)):
+    for files, size, findings in in_threads(verify, items(run), min(8, os.cpu_count() or 1)):
         found = [replace(finding, where=finding.where.removeprefix(f"{run}/")) for finding in findings]
         report = Report(report.findings + found, report.files + files, report.bytes + size)
         progress(min(report.files, total), total, "files")  # a run that goes on may have committed more meanwhile
@@ -59,19 +57,3 @@ def check(run: str, progress: Progress) -> Report:
 
 def _num_files(item: Item) -> int:
     return len(item.parts) if isinstance(item, Epoch) else int(isinstance(item, File))
-
-
-def _in_threads(items: Iterable[Item]) -> Iterator[tuple[int, int, list[Finding]]]:
-    """Files, bytes and findings of every item in order, a few items ahead."""
-    threads = min(8, os.cpu_count() or 1)
-    pool = ThreadPoolExecutor(threads)
-    waiting: deque[Future[tuple[int, int, list[Finding]]]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(verify, item))
-            if len(waiting) > 2 * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
