@@ -215,7 +215,6 @@ def prepare(
     tasks: Annotated[int | None, typer.Option(min=1, help="Shards at a time; as many as there are cores.")] = None,
 ) -> None:
     """Resize a dataset once to training size, into new shards; a killed one is continued by the same command."""
-    from pipeline.cluster import connected
     from pipeline.prepare import PrepareConfig
     from pipeline.prepare import prepare as resize
     from pipeline.resize import ImageConfig
@@ -225,8 +224,12 @@ def prepare(
         image=ImageConfig(size=size, form="png" if png else "jpg", quality=quality), samples_per_shard=samples_per_shard
     )
     resources = Resources(num_workers=1, tasks=tasks)
-    with connected(resources), Display() as display, display.stage("prepare") as progress:
-        made = resize([shards], out, config, quarantine_limit, resources=resources, progress=progress)
+    try:
+        with Display() as display, display.stage("prepare") as progress:
+            made = resize([shards], out, config, quarantine_limit, resources=resources, progress=progress)
+    except KeyboardInterrupt:
+        error("stopped; what was finished is kept, and the same command continues from there")
+        raise typer.Exit(130) from None
     size_before, size_now = f"{made.source_bytes / 1e6:,.1f} MB", f"{made.num_bytes / 1e6:,.1f} MB"
     row = (f"{made.num_samples:,}", str(len(made.shards)), size_before, size_now, made.shards[0])
     table("Prepared", ("samples", "shards", "before", "now", "first shard"), [row])

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
@@ -13,12 +12,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipeline import shards, storage, tar
+from pipeline import shards, storage
 from pipeline.config import Config
 from pipeline.index import load_index, load_shards
 from pipeline.parallel import map_items
 from pipeline.resources import Resources
-from pipeline.shards import Shard
+from pipeline.shards import Piece
 from pipeline.stage import Artifact, Output, Part, Progress
 
 
@@ -48,7 +47,7 @@ def run(
     for table in (scores, predicted):
         columns |= {name: table[name] for name in table.column_names if name != "sample_id"}
     if config.shards:
-        items = _plan(rows, load_shards(inputs["index"]), config.samples_per_shard)
+        items = shards.plan(rows, load_shards(inputs["index"]), config.samples_per_shard)
         task = partial(_write_shard, uri=out.uri)
         for part in map_items(items, task, resources=resources, progress=progress, unit="shards"):
             out.add(part)
@@ -89,42 +88,10 @@ def _npy(ids: NDArray[np.int64]) -> memoryview:
     return sink.getbuffer()
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """The spans of one source shard, in order, that go into one output shard."""
-
-    source: Shard
-    offsets: NDArray[np.int64]
-    lengths: NDArray[np.int64]
-
-
-def _plan(rows: pa.Table, sources: list[Shard], samples_per_shard: int) -> list[tuple[int, list[_Piece]]]:
-    """What goes into every output shard: a run of samples in the order of sample_id."""
-    plan = []
-    for number, start in enumerate(range(0, rows.num_rows, samples_per_shard)):
-        chunk = rows.slice(start, samples_per_shard)
-        shard, offset, length = (chunk[name].to_numpy() for name in ("shard", "offset", "length"))
-        pieces = [
-            _Piece(sources[source], offset[shard == source], length[shard == source]) for source in np.unique(shard)
-        ]
-        plan.append((number, pieces))
-    return plan
-
-
-def _write_shard(item: tuple[int, list[_Piece]], uri: str) -> Part:
-    """One task: an output shard from the bytes of its samples, headers included."""
+def _write_shard(item: tuple[int, list[Piece]], uri: str) -> Part:
+    """One task: an output shard from the bytes of its samples."""
     number, pieces = item
-    blocks: list[bytes | memoryview] = []
-    for piece in pieces:
-        shards.check(piece.source)
-        # One read from the first to the last span: requests cost more than the bytes between spans.
-        first = int(piece.offsets[0])
-        data = shards.read_range(piece.source, first, int(piece.offsets[-1] + piece.lengths[-1]) - first)
-        blocks += [
-            data[offset - first : offset - first + length]
-            for offset, length in zip(piece.offsets.tolist(), piece.lengths.tolist(), strict=True)
-        ]
-    content = b"".join([*blocks, tar.END])
+    content = shards.gather(pieces)
     name = f"shards/coreset-{number:06d}.tar"
     storage.write(storage.join(uri, name), content)
     samples = sum(len(piece.offsets) for piece in pieces)

@@ -1,13 +1,16 @@
 """Stage `index`: every sample of the shards gets its sample_id; what cannot be used is quarantined.
 
-One task per shard reads it once, decodes every image to prove that it decodes, and writes its rows. Only 8-byte hashes
-of the keys come back, to find keys that several shards share.
+One task per shard reads it once, decodes every image to prove that it decodes, and writes its rows; a shard whose rows
+an earlier index of the same root has is not read again. Only 8-byte hashes of the keys come back, to find keys that
+several shards share.
 """
 
 import io
 import json
-from collections.abc import Mapping
-from dataclasses import replace
+import re
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Self
 
@@ -20,11 +23,11 @@ from pydantic import Field, model_validator
 from pipeline import images, labels, quarantine, shards, storage
 from pipeline.config import Config
 from pipeline.errors import DataError
-from pipeline.index_shard import IndexedShard, index_shard
+from pipeline.index_shard import IndexedShard, Item, index_shards, is_kept
 from pipeline.parallel import map_items
 from pipeline.resources import Resources
-from pipeline.shards import Patterns, Shard, Uri
-from pipeline.stage import Artifact, Output, Part, Progress, write_table_part
+from pipeline.shards import Patterns, Shard, Source, Uri
+from pipeline.stage import MANIFEST, Artifact, Output, Part, Progress, write_table_part
 
 SHARDS_SCHEMA = pa.schema(
     [
@@ -39,13 +42,18 @@ SHARDS_SCHEMA = pa.schema(
 )
 
 
+_GROUP = 16
+
+
 class DataConfig(Config):
     """The `data` section of a recipe.
 
-    shards: paths or URIs with {000..019} and wildcards, one string or several; num_classes, or classes: their names, in
-    the order of their numbers; image_size: side of the square that every later stage sees; label_field: the field of
-    `.json` that holds the label, else `.cls`; labels: a CSV or Parquet table key,label, used instead of what the shards
-    say; quarantine_limit: fraction of the data that may be unusable; max_pixels: larger images are not decoded.
+    shards: paths or URIs with {000..019} and wildcards, or lists of shards (NAME.json), one string or several; shards
+    added after those of an earlier index of the same root leave its sample_ids as they are; num_classes, or classes:
+    their names, in the order of their numbers; image_size: side of the square that every later stage sees; label_field:
+    the field of `.json` that holds the label, else `.cls`; labels: a CSV or Parquet table key,label, used instead of
+    what the shards say; quarantine_limit: fraction of the data that may be unusable; max_pixels: larger images are not
+    decoded.
     """
 
     shards: Patterns
@@ -78,15 +86,23 @@ class DataConfig(Config):
 
 
 class IndexConfig(Config):
-    """The `data` section with the SHA-256 of its table of labels: other labels are another index."""
+    """The `data` section with the SHA-256 of its table of labels and of the names that its wildcards match now.
+
+    Other labels, or one more shard behind a wildcard, are another index.
+    """
 
     data: DataConfig
     labels_sha256: str | None
+    names_sha256: str | None
 
     @classmethod
     def of(cls, data: DataConfig) -> Self:
-        """The settings with the table as it is now; UserError if there is none."""
-        return cls(data=data, labels_sha256=labels.checksum(data.labels, "data.labels"))
+        """The settings with the table and the names as they are now; UserError if there is none."""
+        return cls(
+            data=data,
+            labels_sha256=labels.checksum(data.labels, "data.labels"),
+            names_sha256=shards.checksum(data.shards),
+        )
 
 
 def run(
@@ -94,16 +110,27 @@ def run(
 ) -> dict[str, Any]:
     """Index the shards; parts: rows, `shards`, `quarantine`.
 
-    Raises UserError before any work for shards or labels that are not there, DataError if more is unusable than
-    `quarantine_limit` allows; the table of what it was is written all the same.
+    Raises UserError before any work for shards or labels that are not there, DataError for a shard that an earlier
+    index of the same root knows otherwise, and if more is unusable than `quarantine_limit` allows; the table of what it
+    was is written all the same.
     """
     data = config.data
-    if IndexConfig.of(data) != config:
-        raise DataError(f"the table of labels {data.labels!r} changed as the run began: run the same command again")
+    if (now := IndexConfig.of(data)) != config:
+        what = (
+            f"the table of labels {data.labels!r}" if now.names_sha256 == config.names_sha256 else "the set of shards"
+        )
+        raise DataError(f"{what} changed as the run began: run the same command again")
     sources = shards.find(data.shards)
+    folder = out.uri.rpartition("/")[0]
+    items = _expecting(sources, data, folder)
     known = labels.load_label_table(data.labels, data.classes) if data.labels else None
-    index = partial(index_shard, config=data, known=known, uri=out.uri)
-    indexed = map_items(list(enumerate(sources)), index, resources=resources, progress=progress, unit="shards")
+    index = partial(index_shards, config=config, known=known, folder=folder, uri=out.uri)
+    indexed: list[IndexedShard] = []
+    for unit, groups in _grouped(items, config, folder).items():
+        for group in map_items(groups, index, resources=resources, progress=progress, unit=unit) if groups else []:
+            indexed += group
+    indexed.sort(key=lambda item: item.number)
+    num_reused = sum(item.reused for item in indexed)
     indexed = _drop_repeated(indexed, out.uri, resources, progress)
 
     num_rows = [item.part.rows if item.part else 0 for item in indexed]
@@ -122,6 +149,8 @@ def run(
     return {
         "num_samples": first_ids[-1],
         "num_shards": len(sources),
+        "num_shards_read": len(sources) - num_reused,
+        "num_shards_reused": num_reused,
         "num_classes": data.num_classes,
         "num_labelled_rows": num_labelled,
         "labels_unmatched": known.num_rows - num_labelled if known is not None else 0,
@@ -151,10 +180,69 @@ def check_unchanged(artifact: Artifact) -> None:
     """DataError if the shards are not those that were indexed: other files, or other bytes in them."""
     known = load_shards(artifact)
     found = {source.uri for source in shards.find(load_config(artifact).data.shards)}
-    for uri in sorted(found ^ {shard.uri for shard in known}):
-        change = "was not there" if uri in found else "is not matched any more, though it was"
-        raise DataError(f"the shard {uri!r} {change} when data.shards was indexed: index it under another root")
+    _refuse_lost(known, found)
+    for uri in sorted(found - {shard.uri for shard in known}):
+        raise DataError(f"the shard {uri!r} was not there when the run began: run the same command again")
     shards.check_all(known)
+
+
+def _refuse_lost(known: list[Shard], found: set[str]) -> None:
+    for shard in known:
+        if shard.uri not in found:
+            raise DataError(
+                f"the shard {shard.uri!r} is not matched any more, though it was when data.shards was indexed: put it "
+                "back, or index the others under another root"
+            )
+
+
+@dataclass(frozen=True)
+class _Committed:
+    """What is needed of the manifest of another index."""
+
+    config: dict[str, Any]
+    parts: list[Part]
+
+
+def _expecting(sources: list[Source], data: DataConfig, folder: str) -> list[Item]:
+    """The shards with their SHA-256 in earlier indexes of this root; DataError where one is another or lost."""
+    earlier: dict[str, Shard] = {}
+    found = {source.uri for source in sources}
+    for artifact in _committed(folder):
+        known = load_shards(artifact)
+        if artifact.manifest["config"]["data"]["shards"] == list(data.shards):
+            _refuse_lost(known, found)
+        earlier |= {shard.uri: shard for shard in known}
+    items = []
+    for number, source in enumerate(sources):
+        shard = earlier.get(source.uri)
+        if shard is not None and shard.size != source.size:
+            raise shards.changed(source.uri)
+        items.append(Item(number, source, shard.sha256 if shard else None))
+    return items
+
+
+def _grouped(items: list[Item], config: IndexConfig, folder: str) -> dict[str, list[list[Item]]]:
+    """Shards to read one by one, and those whose rows are there in groups: a task of their own would cost more."""
+    with ThreadPoolExecutor(_GROUP) as pool:
+        kept = list(pool.map(partial(is_kept, config=config, folder=folder), items))
+    there = [item for item, known in zip(items, kept, strict=True) if known]
+    new = [[item] for item, known in zip(items, kept, strict=True) if not known]
+    return {
+        "groups of known shards": [there[start : start + _GROUP] for start in range(0, len(there), _GROUP)],
+        "shards": new,
+    }
+
+
+def _committed(folder: str) -> Iterator[Artifact]:
+    """The finished indexes in a folder of them."""
+    for name in storage.names(folder):
+        if re.fullmatch("[0-9a-f]{16}", name):
+            uri = storage.join(folder, name)
+            try:
+                manifest = storage.read_json(storage.join(uri, MANIFEST), _Committed)
+            except FileNotFoundError:
+                continue
+            yield Artifact(uri, asdict(manifest))
 
 
 def _drop_repeated(

@@ -8,12 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import numpy as np
+import pyarrow as pa
 from braceexpand import braceexpand
 from fsspec.implementations.local import LocalFileSystem
+from numpy.typing import NDArray
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from pipeline import storage
+from pipeline import sidecar, storage, tar
 from pipeline.errors import DataError, SemiPruneError, UserError
+from pipeline.sidecar import Listed
 
 _PROBES = 16
 
@@ -31,7 +35,7 @@ Uri = Annotated[str, Field(min_length=1), AfterValidator(absolute)]
 """A place in settings, absolute: workers run in other folders, and equal settings must mean equal places."""
 
 Patterns = Annotated[tuple[Uri, ...], Field(min_length=1), BeforeValidator(_listed)]
-"""Shards in settings, one string or several: paths or URIs with {000..019} and wildcards."""
+"""Shards in settings, one string or several: paths or URIs with {000..019} and wildcards, or lists of shards."""
 
 
 @dataclass(frozen=True)
@@ -60,22 +64,50 @@ def find(patterns: Sequence[str]) -> list[Source]:
     """Every shard that the patterns name, in their order, each seen to exist and to be readable; else UserError.
 
     patterns: local paths or URIs with {000000..000019} and the wildcards * ? [] (matches in order of their names); a
-    wildcard in the name of a file that exists is a plain character.
+    wildcard in the name of a file that exists is a plain character. NAME.json is a list of shards as `sidecar` has it.
     """
-    uris = [uri for pattern in patterns for uri in _expand(pattern)]
-    twice = [uri for uri, count in Counter(uris).items() if count > 1]
+    named = [shard for pattern in patterns for shard in _expand(pattern)]
+    twice = [uri for uri, count in Counter(shard.url for shard in named).items() if count > 1]
     if twice:
         raise UserError(f"the shard {twice[0]!r} is named twice: name every shard once")
     with ThreadPoolExecutor(_PROBES) as pool:
-        return list(pool.map(_probe, uris))
+        found = list(pool.map(_probe, [shard.url for shard in named]))
+    for shard, source in zip(named, found, strict=True):
+        if shard.filesize not in (None, source.size):
+            raise DataError(
+                f"the list of shards says {shard.filesize:,} bytes for {source.uri!r}, which has {source.size:,}: make "
+                "the list again, or put the old shard back"
+            )
+    return found
 
 
-def _expand(pattern: str) -> list[str]:
+def checksum(patterns: Sequence[str]) -> str | None:
+    """SHA-256 of the names behind wildcards and lists, which may become more; None if the patterns say it all."""
+    open_ended = [name for pattern in patterns for name in _unbraced(pattern) if _is_list(name) or _is_wild(name)]
+    if not open_ended:
+        return None
+    return storage.sha256("\n".join(shard.url for pattern in patterns for shard in _expand(pattern)).encode())
+
+
+def _unbraced(pattern: str) -> list[str]:
     try:
-        names = list(braceexpand(pattern))
+        return list(braceexpand(pattern))
     except ValueError as error:
         raise UserError(f"{pattern!r} has unbalanced braces: write it like train-{{000..019}}.tar") from error
-    return [uri for name in names for uri in (_match(name) if _is_wild(name) else [_named(name)])]
+
+
+def _expand(pattern: str) -> list[Listed]:
+    return [shard for name in _unbraced(pattern) for shard in _resolved(name)]
+
+
+def _resolved(name: str) -> list[Listed]:
+    if _is_list(name):
+        return [Listed(_named(shard.url), shard.filesize) for shard in sidecar.load_list(name)]
+    return [Listed(uri) for uri in (_match(name) if _is_wild(name) else [_named(name)])]
+
+
+def _is_list(name: str) -> bool:
+    return name.lower().endswith(".json")
 
 
 def _is_wild(name: str) -> bool:
@@ -99,7 +131,7 @@ def _match(pattern: str) -> list[str]:
 
 def _probe(uri: str) -> Source:
     try:
-        source = _source(uri)
+        source = look(uri)
         storage.read_range(uri, 0, min(1, source.size))
     except FileNotFoundError as error:
         raise UserError(f"there is no file {uri!r}: check the path and the numbers in braces") from error
@@ -112,7 +144,8 @@ def _probe(uri: str) -> Source:
     return source
 
 
-def _source(uri: str) -> Source:
+def look(uri: str) -> Source:
+    """What the store says of a shard; FileNotFoundError if there is none."""
     facts = storage.info(uri)
     if facts["type"] == "directory":
         raise IsADirectoryError(uri)
@@ -144,7 +177,7 @@ def read(uri: str, size: int) -> bytes:
     with _explained(uri):
         data = storage.read(uri)
     if len(data) != size:
-        raise _changed(uri)
+        raise changed(uri)
     return data
 
 
@@ -152,7 +185,7 @@ def read_unchanged(shard: Shard) -> bytes:
     """The whole shard, whose SHA-256 must be the one that was indexed; else DataError."""
     data = read(shard.uri, shard.size)
     if storage.sha256(data) != shard.sha256:
-        raise _changed(shard.uri)
+        raise changed(shard.uri)
     return data
 
 
@@ -161,7 +194,7 @@ def read_range(shard: Shard, start: int, length: int) -> bytes:
     with _explained(shard.uri):
         data = storage.read_range(shard.uri, start, length)
     if len(data) != length:
-        raise _changed(shard.uri)
+        raise changed(shard.uri)
     return data
 
 
@@ -171,9 +204,9 @@ def check(shard: Shard) -> None:
     Size and stamp decide; only where the stamp differs, as after a copy, the bytes are read and compared.
     """
     with _explained(shard.uri):
-        source = _source(shard.uri)
+        source = look(shard.uri)
     if source.size != shard.size:
-        raise _changed(shard.uri)
+        raise changed(shard.uri)
     if source.stamp != shard.mtime_or_etag:
         read_unchanged(shard)
 
@@ -184,5 +217,41 @@ def check_all(shards: Iterable[Shard]) -> None:
         list(pool.map(check, shards))
 
 
-def _changed(uri: str) -> DataError:
+def changed(uri: str) -> DataError:
+    """The error for a shard with other bytes than those that were indexed."""
     return DataError(f"the shard {uri!r} has changed since indexing: put the old one back, or use another root")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The spans of one shard, in order, that go into one new shard. offsets, lengths: int64 [n], in bytes."""
+
+    source: Shard
+    offsets: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+
+def plan(rows: pa.Table, sources: Sequence[Shard], samples_per_shard: int) -> list[tuple[int, list[Piece]]]:
+    """What goes into every new shard, by number: a run of `rows` (shard, offset, length), taken in their order."""
+    planned = []
+    for number, start in enumerate(range(0, rows.num_rows, samples_per_shard)):
+        chunk = rows.slice(start, samples_per_shard)
+        shard, offset, length = (chunk[name].to_numpy() for name in ("shard", "offset", "length"))
+        pieces = [Piece(sources[one], offset[shard == one], length[shard == one]) for one in np.unique(shard)]
+        planned.append((number, pieces))
+    return planned
+
+
+def gather(pieces: Sequence[Piece]) -> bytes:
+    """A new shard from the bytes of its samples, headers included; DataError if a source has changed."""
+    blocks: list[bytes | memoryview] = []
+    for piece in pieces:
+        check(piece.source)
+        # One read from the first to the last span: requests cost more than the bytes between spans.
+        first = int(piece.offsets[0])
+        data = memoryview(read_range(piece.source, first, int(piece.offsets[-1] + piece.lengths[-1]) - first))
+        blocks += [
+            data[offset - first : offset - first + length]
+            for offset, length in zip(piece.offsets.tolist(), piece.lengths.tolist(), strict=True)
+        ]
+    return b"".join([*blocks, tar.END])

@@ -31,11 +31,12 @@ class NotATarError(SemiPruneError):
 
 @dataclass(frozen=True)
 class Member:
-    """One file of a sample: its lower-case extension, and where its payload is in the archive."""
+    """One file of a sample: its lower-case extension, where its payload is in the archive, and its name there."""
 
     extension: str
     offset: int
     size: int
+    name: str
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def _append(samples: list[Sample], info: tarfile.TarInfo, start: int, end: int) 
         detail = "a member's name must be printable text with a stem and an extension"
     elif info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or info.issparse():
         defect, detail = "not a regular file", f"member {info.name!r} is a link, a device or sparse"
-    member = Member(extension, info.offset_data, info.size)
+    member = Member(extension, info.offset_data, info.size, info.name)
     last = samples[-1] if samples else None
     if last and last.key == key and extension not in {other.extension for other in last.members}:
         samples[-1] = replace(
@@ -132,12 +133,12 @@ def _append(samples: list[Sample], info: tarfile.TarInfo, start: int, end: int) 
         samples.append(Sample(len(samples), key, (member,), start, end - start, defect, detail))
 
 
-def pack(members: Iterable[tuple[str, bytes]]) -> bytes:
+def pack(members: Iterable[tuple[str, bytes | memoryview]]) -> bytes:
     """Files as archive members, without the end marker: equal names and payloads give equal bytes.
 
     Plain USTAR headers; a long or non-ASCII name gets a pax record of its own.
     """
-    blocks = []
+    blocks: list[bytes | memoryview] = []
     for name, payload in members:
         info = tarfile.TarInfo(name)
         info.size = len(payload)

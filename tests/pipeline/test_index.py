@@ -1,15 +1,23 @@
+import io
 import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
 from pydantic import ValidationError
 
-from pipeline import index, index_shard
-from pipeline.errors import DataError, UserError
+from pipeline import index, index_shard, sidecar, storage, tar
+from pipeline.errors import CorruptArtifactError, DataError, UserError
 from pipeline.index import DataConfig, IndexConfig, check_unchanged, load_config, load_index, load_shards
+from pipeline.stage import Artifact
 from tests.pipeline.making import foreign_tar, image, run_index, run_stage, write_dataset, write_shard
 
 SETTINGS = {"num_classes": 2, "image_size": 8}
@@ -38,6 +46,8 @@ def test_every_sample_gets_an_id_in_the_order_of_shards_and_rows(ray_local, tmp_
     assert artifact.metrics == {
         "num_samples": 12,
         "num_shards": 3,
+        "num_shards_read": 3,
+        "num_shards_reused": 0,
         "num_classes": 2,
         "num_labelled_rows": 12,
         "labels_unmatched": 0,
@@ -171,7 +181,7 @@ def test_too_much_in_quarantine_is_an_error_that_names_the_table(ray_local, tmp_
     assert ("20.00%" in message and "quarantine_limit=0.19" in message) if good else "nothing is left" in message
     path = message.rsplit(" ", 1)[1]
     assert pq.read_table(path)["key"].to_pylist() == ["bad1", "bad2"]
-    assert not list((tmp_path / "run").rglob("_MANIFEST.json"))
+    assert not list((tmp_path / "run/index").glob("????????????????/_MANIFEST.json"))
 
 
 def test_the_limit_is_inclusive_and_counts_whole_shards(ray_local, tmp_path):
@@ -250,6 +260,213 @@ def test_a_changed_dataset_is_seen(ray_local, tmp_path):
     shard.unlink()
     with pytest.raises(DataError, match=r"train-000001\.tar' is not matched any more"):
         check_unchanged(artifact)
+
+
+def content(artifact: Artifact) -> tuple[Any, ...]:
+    """What an index holds, whichever way it came about, to the byte."""
+    metrics = {name: value for name, value in artifact.metrics.items() if not name.startswith("num_shards_")}
+    checksums = [(part.rows, part.bytes, part.sha256) for part in artifact.parts() + artifact.parts("shards")]
+    return metrics, checksums, artifact.table("quarantine"), load_shards(artifact)
+
+
+def counts(artifact: Artifact) -> tuple[int, int]:
+    return artifact.metrics["num_shards_read"], artifact.metrics["num_shards_reused"]
+
+
+def rewrite(path: Path, change: Callable[[bytes], bytes], new_time: bool) -> None:
+    times = path.stat()
+    path.write_bytes(change(path.read_bytes()))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns + new_time * 10**9))
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks in this process: quick, and open to the test."""
+
+    def map_here(items: list[Any], function: Callable[[Any], Any], **_: Any) -> list[Any]:
+        return [function(item) for item in items]
+
+    monkeypatch.setattr(index, "map_items", map_here)
+
+
+def test_a_shard_more_leaves_the_others_unread_and_their_ids_alone(ray_local: None, tmp_path: Path) -> None:
+    whole = write_dataset(tmp_path / "data", num_shards=4)
+    first = run_index(tmp_path / "run", whole.replace("..000003", "..000002"))
+    rewrite(tmp_path / "data/train-000001.tar", lambda data: data.replace(b"s004", b"t004"), new_time=False)
+    more = run_index(tmp_path / "run", whole)
+    assert (counts(first), counts(more)) == ((3, 0), (1, 3))
+    assert load_index(more).slice(0, 12) == load_index(first)  # were it read, it would now have another key
+    rewrite(tmp_path / "data/train-000001.tar", lambda data: data.replace(b"t004", b"s004"), new_time=False)
+    assert content(more) == content(run_index(tmp_path / "fresh", whole))
+
+
+KEYS = st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=4), min_size=1, max_size=5)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(keys=KEYS, data=st.data())
+def test_any_way_to_an_index_gives_the_bytes_of_a_fresh_one(
+    here: None, keys: list[list[str]], data: st.DataObject
+) -> None:
+    picture, order = image(), data.draw(st.permutations(range(len(keys))))
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        names = [
+            write_shard(folder / f"{n}.tar", [(key, {"png": picture if key != "h" else b"?"}) for key in shard])
+            for n, shard in enumerate([["first"], *keys])
+        ]
+        shards = [str(names[0]), *(str(names[1 + n]) for n in order)]
+        limits = iter(range(10))
+        for cut in data.draw(st.lists(st.integers(1, len(shards)), max_size=2)):
+            run_index(folder / "run", shards[:cut], quarantine_limit=1 - next(limits) / 100)
+        stepwise = run_index(folder / "run", shards, quarantine_limit=0.9995)
+        assert content(stepwise) == content(run_index(folder / "fresh", shards, quarantine_limit=0.9995))
+
+
+@pytest.mark.parametrize(
+    ("setting", "read"),
+    [
+        ({"quarantine_limit": 0.5}, 0),
+        ({"num_classes": 3}, 3),
+        ({"classes": ("cat", "dog")}, 3),
+        ({"image_size": 9}, 3),
+        ({"label_field": "y"}, 3),
+        ({"max_pixels": 63}, 3),
+        ({"labels": "labels.csv"}, 3),
+    ],
+)
+def test_only_what_decides_a_row_has_shards_read_again(
+    here: None, tmp_path: Path, setting: dict[str, Any], read: int
+) -> None:
+    pattern = write_dataset(tmp_path / "data")
+    (tmp_path / "labels.csv").write_text("key,label\ns001,1\n")
+    if "labels" in setting:
+        setting = {"labels": str(tmp_path / "labels.csv")}
+    run_index(tmp_path / "run", pattern)
+    if "max_pixels" in setting:
+        with pytest.raises(DataError, match="12 undecodable image"):
+            run_index(tmp_path / "run", pattern, **setting)
+        return
+    assert counts(run_index(tmp_path / "run", pattern, **setting)) == (read, 3 - read)
+
+
+def test_labels_that_changed_are_looked_up_anew(here: None, tmp_path: Path) -> None:
+    pattern, table = write_dataset(tmp_path / "data"), tmp_path / "labels.csv"
+    for label in (0, 1):
+        table.write_text(f"key,label\ns001,{label}\n")
+        artifact = run_index(tmp_path / "run", pattern, labels=str(table))
+        assert load_index(artifact)["label"].to_pylist()[1] == label
+    assert counts(artifact) == (3, 0)
+    table.rename(tmp_path / "moved.csv")
+    assert counts(run_index(tmp_path / "run", pattern, labels=str(tmp_path / "moved.csv"))) == (0, 3)
+
+
+@pytest.mark.parametrize("change", [lambda data: data.replace(b"s004", b"t004"), lambda data: data + bytes(512)])
+def test_a_changed_shard_is_an_error_by_name_also_in_another_index(
+    here: None, tmp_path: Path, change: Callable[[bytes], bytes]
+) -> None:
+    whole = write_dataset(tmp_path / "data", num_shards=4)
+    run_index(tmp_path / "run", whole.replace("..000003", "..000002"))
+    shard = tmp_path / "data/train-000001.tar"
+    before = shard.read_bytes()
+    rewrite(shard, change, new_time=True)
+    with pytest.raises(DataError, match=r"train-000001\.tar' has changed since indexing: put the old one back"):
+        run_index(tmp_path / "run", whole)
+    shard.write_bytes(before)  # the same bytes at another time: read, and found to be the same
+    assert counts(run_index(tmp_path / "run", whole)) == (2, 2)
+
+
+def test_an_index_that_failed_is_continued_and_a_mended_shard_is_no_changed_one(here: None, tmp_path: Path) -> None:
+    pattern = write_dataset(tmp_path / "data")
+    shard = tmp_path / "data/train-000001.tar"
+    before = shard.read_bytes()
+    shard.write_bytes(b"?" * len(before))
+    with pytest.raises(DataError, match="1 not a tar"):
+        run_index(tmp_path / "run", pattern, quarantine_limit=0.0)
+    shard.write_bytes(before)
+    artifact = run_index(tmp_path / "run", pattern, quarantine_limit=0.0)
+    assert counts(artifact) == (1, 2)
+    assert content(artifact) == content(run_index(tmp_path / "fresh", pattern, quarantine_limit=0.0))
+
+
+def test_a_shard_kept_from_before_is_verified(here: None, tmp_path: Path) -> None:
+    pattern = write_dataset(tmp_path / "data", num_shards=1)
+    run_index(tmp_path / "run", pattern)
+    (kept,) = (tmp_path / "run/index/shards").glob("*/rows-*.parquet")
+    kept.write_bytes(b"x" + kept.read_bytes()[1:])
+    with pytest.raises(CorruptArtifactError, match=kept.name):
+        run_index(tmp_path / "run", pattern, quarantine_limit=0.5)
+
+
+def test_a_shard_more_behind_a_wildcard_is_another_index_and_one_less_an_error(here: None, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data", num_shards=4)
+    pattern, last = f"{tmp_path}/data/*.tar", tmp_path / "data/train-000003.tar"
+    last.rename(tmp_path / "away")
+    data = DataConfig(shards=pattern, **SETTINGS)
+    before = IndexConfig.of(data)
+    first = run_index(tmp_path / "run", pattern)
+    (tmp_path / "away").rename(last)
+    assert IndexConfig.of(data) != before
+    with pytest.raises(DataError, match=r"the set of shards changed as the run began: run the same command again"):
+        run_stage(tmp_path / "run", "index", index.run, before, {})
+    more = run_index(tmp_path / "run", pattern)
+    assert (first.uri == more.uri, counts(more)) == (False, (1, 3))
+    assert load_index(more).slice(0, 12) == load_index(first)
+    (tmp_path / "data/train-000001.tar").unlink()
+    with pytest.raises(DataError, match=r"train-000001\.tar' is not matched any more.*: put it back, or index"):
+        run_index(tmp_path / "run", pattern)
+    assert counts(run_index(tmp_path / "run", [f"{tmp_path}/data/train-00000{n}.tar" for n in (0, 2, 3)])) == (0, 3)
+
+
+def test_a_bucket_works_the_same(here: None, tmp_path: Path, s3_root: str) -> None:
+    write_dataset(tmp_path / "data")
+    paths = sorted((tmp_path / "data").iterdir())
+    for path in paths[:2]:
+        storage.write(f"{s3_root}/data/{path.name}", path.read_bytes())
+    first = run_index(f"{s3_root}/run", f"{s3_root}/data/*.tar")
+    storage.write(f"{s3_root}/data/{paths[2].name}", paths[2].read_bytes())
+    more = run_index(f"{s3_root}/run", f"{s3_root}/data/*.tar")
+    assert (counts(first), counts(more)) == ((2, 0), (1, 2))
+    assert content(more) == content(run_index(f"{s3_root}/fresh", f"{s3_root}/data/*.tar"))
+    storage.write(f"{s3_root}/data/{paths[0].name}", paths[1].read_bytes())
+    with pytest.raises(DataError, match=r"train-000000\.tar' has changed since indexing"):
+        run_index(f"{s3_root}/run", f"{s3_root}/data/*.tar", quarantine_limit=0.5)
+
+
+def test_names_in_braces_are_known_without_a_look(tmp_path: Path) -> None:
+    assert IndexConfig.of(DataConfig(shards=f"{tmp_path}/none-{{0..9}}.tar", **SETTINGS)).names_sha256 is None
+
+
+def test_a_sidecar_of_other_bytes_stops_the_index_by_name(here: None, tmp_path: Path) -> None:
+    pattern = write_dataset(tmp_path / "data", num_shards=2)
+    for number in (0, 1):
+        shard = tmp_path / f"data/train-{number:06d}.tar"
+        shard.with_suffix(".idx").write_bytes(sidecar.dump(tar.scan(shard.read_bytes())))
+    assert run_index(tmp_path / "run", pattern).metrics["num_samples"] == 8
+    shard.with_suffix(".idx").write_bytes((tmp_path / "data/train-000000.idx").read_bytes())
+    with pytest.raises(DataError, match=r"sidecar '.*train-000001\.idx' does not describe '.*train-000001\.tar'"):
+        run_index(tmp_path / "other", pattern)
+
+
+def test_images_of_every_kind_are_taken_as_the_convention_has_it(here: None, tmp_path: Path) -> None:
+    gray16 = io.BytesIO()
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).save(gray16, "PNG")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    samples = {
+        "folder.v1/a": {"JPG": image(0, form="JPEG")},
+        "folder.v1/b": {"Jpeg": image(1, form="JPEG", mode="L"), "CLS": b"1"},
+        "./x/c": {"PNG": gray16.getvalue(), "seg.PNG": b"?"},
+        "d": {"jpg": image(3, form="JPEG", mode="CMYK"), "cls": b"0"},
+        "e": {"WebP": image(4, form="WEBP", mode="RGBA")},
+        "f": {"png": image(5, mode="LA")},
+        "g": {"png": image(6, mode="P")},
+        "h": {"jpg": image(7, (9, 12), form="JPEG", exif=turned)},
+    }
+    write_shard(tmp_path / "a.tar", samples.items())
+    table = load_index(run_index(tmp_path / "run", f"{tmp_path}/a.tar", quarantine_limit=0.0))
+    assert table["key"].to_pylist() == list(samples)
+    assert table["label"].to_pylist() == [None, 1, None, 0, None, None, None, None]
 
 
 def test_a_store_works_like_a_disk(tmp_path, ray_local):

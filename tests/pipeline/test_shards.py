@@ -1,10 +1,14 @@
 import errno
+import json
 import os
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from pipeline import shards, storage
+from pipeline import shards, storage, tar
 from pipeline.errors import DataError, SemiPruneError, UserError
+from tests.pipeline.making import image, write_shard
 
 
 def make(folder, *names):
@@ -174,3 +178,74 @@ def test_a_changed_shard_is_seen(tmp_path):
     for check in (shards.check, shards.read_unchanged, lambda shard: shards.read_range(shard, 0, 1)):
         with pytest.raises(DataError, match="gone"):
             check(shard)
+
+
+def test_braces_and_wildcards_of_a_bucket(s3_root: str) -> None:
+    for name in ("b-1.tar", "b-0.tar", "v1.0/a.tar", "b-0.idx"):
+        storage.write(f"{s3_root}/{name}", name.encode())
+    both = [f"{s3_root}/b-0.tar", f"{s3_root}/b-1.tar"]
+    for pattern in (f"{s3_root}/b-{{0..1}}.tar", f"{s3_root}/*.tar", f"{s3_root}/b-[01].t?r"):
+        assert [source.uri for source in shards.find([pattern])] == both
+    assert names(shards.find([f"{s3_root}/v*/*.tar"])) == ["a.tar"]
+    assert all(source.stamp for source in shards.find(both))
+
+
+def test_names_count_only_where_they_may_become_more(tmp_path: Path) -> None:
+    make(tmp_path, "a-0.tar")
+    assert shards.checksum([f"{tmp_path}/none-{{0..9}}.tar", f"{tmp_path}/a-0.tar"]) is None
+    before = shards.checksum([f"{tmp_path}/*.tar"])
+    assert before is not None
+    assert before == shards.checksum([f"{tmp_path}/a-?.tar"])
+    make(tmp_path, "a-1.tar")
+    assert shards.checksum([f"{tmp_path}/*.tar"]) != before
+    with pytest.raises(UserError, match="unbalanced braces"):
+        shards.checksum([f"{tmp_path}/{{0..1.tar"])
+
+
+def test_a_list_of_shards_names_them(root: str) -> None:
+    for name in ("a.tar", "sub/b.tar"):
+        storage.write(f"{root}/{name}", name.encode())
+    listed = [{"url": "sub/b.tar", "filesize": 9, "nsamples": 1, "md5sum": "?"}, {"url": f"{root}/a.tar"}]
+    place = f"{root}/index.json"
+    storage.write(place, json.dumps({"wids_version": 1, "shardlist": listed}).encode())
+    assert names(shards.find([place])) == ["b.tar", "a.tar"]
+    before = shards.checksum([place])
+    storage.write(place, json.dumps({"shardlist": listed[:1], "base": f"{root}/"}).encode())
+    assert names(shards.find([place])) == ["b.tar"]
+    assert shards.checksum([place]) not in (before, None)
+    listed[0]["filesize"] = 8
+    storage.write(place, json.dumps({"shardlist": listed}).encode())
+    with pytest.raises(DataError, match=r"says 8 bytes for '.*sub/b\.tar', which has 9: make the list again"):
+        shards.find([place])
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"shardlist": [{"uri": "a"}]}', '{"shardlist": "a.tar"}'])
+def test_what_is_no_list_of_shards_is_a_mistake_of_the_user(tmp_path: Path, content: str) -> None:
+    (tmp_path / "index.json").write_text(content)
+    with pytest.raises(UserError, match=r"index\.json' is no list of shards: it needs"):
+        shards.find([f"{tmp_path}/index.json"])
+    with pytest.raises(UserError, match=r"no list of shards at '.*none\.json'"):
+        shards.find([f"{tmp_path}/none.json"])
+
+
+def test_new_shards_are_runs_of_the_rows_with_the_bytes_of_the_old_ones(tmp_path: Path) -> None:
+    sources, rows, blocks = [], [], []
+    for number in range(3):
+        path = write_shard(tmp_path / f"{number}.tar", [(f"{number}{n}", {"png": image(n)}) for n in range(4)])
+        (source,) = shards.find([str(path)])
+        data = path.read_bytes()
+        sources.append(shards.Shard(number, str(path), len(data), storage.sha256(data), source.stamp, 4, 4 * number))
+        for sample in tar.scan(data):
+            rows.append({"shard": number, "offset": sample.offset, "length": sample.length})
+            blocks.append(data[sample.offset : sample.offset + sample.length])
+    some = [0, 2, 3, 5, 8, 10, 11]
+    planned = shards.plan(pa.Table.from_pylist([rows[n] for n in some]), sources, 3)
+    assert [number for number, _ in planned] == [0, 1, 2]
+    assert [[(piece.source.shard, len(piece.offsets)) for piece in pieces] for _, pieces in planned] == [
+        [(0, 3)], [(1, 1), (2, 2)], [(2, 1)],
+    ]  # fmt: skip
+    made = [shards.gather(pieces) for _, pieces in planned]
+    assert made == [b"".join([*(blocks[n] for n in some[at : at + 3]), tar.END]) for at in (0, 3, 6)]
+    path.write_bytes(path.read_bytes() + bytes(512))
+    with pytest.raises(DataError, match=r"2\.tar' has changed"):
+        shards.gather(planned[1][1])

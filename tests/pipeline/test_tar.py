@@ -117,6 +117,12 @@ def test_folders_are_no_samples():
     assert sound(tar.scan(data)) == ["x/a", "y/b"]
 
 
+def test_a_member_keeps_the_name_it_has_in_the_archive() -> None:
+    (sample,) = tar.scan(archive([("./v1.0/A.b.JPG", b"1"), ("./v1.0/A.Cls", b"0")]))
+    assert [member.name for member in sample.members] == ["./v1.0/A.b.JPG", "./v1.0/A.Cls"]
+    assert [member.extension for member in sample.members] == ["b.jpg", "cls"]
+
+
 def test_a_repeated_member_begins_a_sample_of_the_same_key():
     assert [s.key for s in tar.scan(archive([("a.jpg", b"1"), ("a.jpg", b"2"), ("a.cls", b"0")]))] == ["a", "a"]
 
