@@ -49,8 +49,8 @@ def score_store(
 ) -> tuple[list[tuple[str, ...]], list[str]]:
     """Compute scores and write them as Parquet.
 
-    asked: such as "dual:T=30,J=10" or "dual@60:T=60"; all that the store allows if none is. Returns (column, harder, min, mean,
-    max) per score column, and why other scores were left out.
+    asked: such as "dual:T=30,J=10" or "dual@60:T=60"; all that the store allows if none is. Returns (column, harder,
+    min, mean, max) per score column, and why other scores were left out.
     """
     import pyarrow.compute as pc
 

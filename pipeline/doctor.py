@@ -181,7 +181,8 @@ def _storage(uri: str) -> Finding:
         return Finding(name, "fail", _masked(error), "name a location that this user may write")
     if trouble:
         return Finding(name, "warn", trouble, fix)
-    return Finding(name, "ok", "create, replace, read, list, delete; a second create is refused")
+    means = "" if _is_local(uri) else " by conditional writes"
+    return Finding(name, "ok", f"create, replace, read, list, delete; a second create is refused{means}")
 
 
 def _try_storage(uri: str, name: str) -> tuple[str, str]:
@@ -189,14 +190,14 @@ def _try_storage(uri: str, name: str) -> tuple[str, str]:
     probe = storage.join(uri, name)
     created = storage.create(probe, b"first")
     try:
-        exclusive = created and not storage.create(probe, b"second") and storage.read(probe) == b"first"
+        refused = created and not storage.create(probe, b"second") and storage.read(probe) == b"first"
         storage.write(probe, b"third")
         fresh = storage.read(probe) == b"third" and name in storage.names(uri)
     finally:
         storage.delete(probe)
-    if not exclusive:
-        trouble = "it ignores conditional create (If-None-Match): two runs at once could both commit a stage"
-        return trouble, "never run twice at once with this root, or use a store that honours it"
+    if not refused or not storage.is_exclusive(probe):
+        trouble = "no conditional writes (it ignores If-None-Match): two runs at once could both commit a stage"
+        return trouble, "let one run at a time write there, or use a store that honours it"
     if not fresh or storage.exists(probe):
         return "what was just written or deleted is not seen at once", "use a store with read-after-write consistency"
     return "", ""

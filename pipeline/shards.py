@@ -23,7 +23,8 @@ _PROBES = 16
 
 
 def absolute(uri: str) -> str:
-    """A local path from the root, braces and wildcards kept; a URI as it is."""
+    """A local path from the root, braces and wildcards kept; a URI as it is. UserError if it holds a password."""
+    storage.refuse_credentials(uri)
     return uri if "://" in uri or uri.lstrip("{").startswith("/") else storage.resolve(uri)[1]
 
 
@@ -123,7 +124,8 @@ def _named(uri: str) -> str:
 def _match(pattern: str) -> list[str]:
     fs, path = storage.resolve(pattern)
     fs.invalidate_cache()
-    found = sorted(name for name, facts in fs.glob(path, detail=True).items() if facts["type"] == "file")
+    with storage.explained(pattern):
+        found = sorted(name for name, facts in fs.glob(path, detail=True).items() if facts["type"] == "file")
     if not found:
         raise UserError(f"no file matches {pattern!r}: check the path and the pattern")
     return [name if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(name)) for name in found]

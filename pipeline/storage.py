@@ -1,18 +1,19 @@
 """Bytes in and out of a location: a local path or any fsspec URI such as s3://bucket/prefix.
 
 Every write is all or nothing. Bytes are complete before the first one is sent, because s3fs and pyarrow commit a
-partial object when an exception leaves their `with` block.
+partial object when an exception leaves their `with` block. What is particular to object stores is in
+`pipeline.object_store`.
 """
 
 import contextlib
 import errno
 import hashlib
 import os
-import time
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 from botocore.exceptions import BotoCoreError
@@ -20,12 +21,14 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.errors import CorruptArtifactError, StorageError, UserError
+from pipeline import object_store
+from pipeline.errors import CorruptArtifactError, SemiPruneError, StorageError, UserError
 
 MEND = "delete the folder of that stage and run the same command again"
 """What helps against damage: the stage is done once more."""
 
 
+_CREDENTIALS = re.compile(r"^([a-z0-9+]+://)[^/@]*:[^/@]*@")
 _PASSING = (errno.EIO, errno.ESTALE, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.EAGAIN)
 
 
@@ -34,11 +37,19 @@ def join(root: str, *names: str) -> str:
     return "/".join([root.rstrip("/"), *names])
 
 
+def refuse_credentials(uri: str) -> None:
+    """UserError if a URI carries a user's name or password."""
+    if _CREDENTIALS.match(uri):
+        place = _CREDENTIALS.sub(r"\1", uri)
+        raise UserError(f"a URI such as {place!r} must not carry credentials: hand them over by the environment")
+
+
 def resolve(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The filesystem and the path on it; an unknown scheme is a UserError.
+    """The filesystem and the path on it; an unknown scheme is a UserError, and so are credentials in the URI.
 
     Without a listing cache: with one, an object that another process wrote after a listing does not exist.
     """
+    refuse_credentials(uri)
     try:
         fs, path = url_to_fs(uri, use_listings_cache=False)
     except (ValueError, ImportError) as error:
@@ -57,32 +68,44 @@ def sha256(data: bytes | memoryview) -> str:
 
 
 @contextlib.contextmanager
-def _explained(uri: str, mend: str = "check the path") -> Iterator[None]:
+def explained(uri: str, mend: str = "check the path") -> Iterator[None]:
     """Turn what the system or the store says about a place into one sentence that names it.
 
     That something is missing, a folder, or there already goes through: the caller knows what it means.
     """
     try:
         yield
-    except (FileNotFoundError, IsADirectoryError, FileExistsError):
+    except Exception as error:  # disks, networks and stores, each with exceptions of its own
+        if explanation := _explanation(uri, error, mend):
+            raise explanation from error
         raise
-    except PermissionError as error:
-        raise UserError(f"no permission for {uri!r}: allow it to this user or role, or {mend}") from error
-    except NotADirectoryError as error:
-        raise UserError(f"a folder in {uri!r} is a file: {mend}") from error
-    except (OSError, ValueError) as error:
-        said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        if isinstance(error, OSError) and (isinstance(error, TimeoutError) or error.errno in _PASSING):
-            raise StorageError(f"{uri!r} failed: {said}; run the same command again, or look after the disk") from error
-        raise UserError(f"cannot use {uri!r}: {said}; {mend}") from error
-    except BotoCoreError as error:
-        raise UserError(f"cannot reach {uri!r}: {error}; check network, endpoint and credentials") from error
+
+
+def _explanation(uri: str, error: Exception, mend: str) -> SemiPruneError | None:
+    if refusal := object_store.refusal(error):
+        return UserError(f"cannot use {uri!r}: {refusal[0]}; {refusal[1]}")
+    if isinstance(error, SemiPruneError | FileNotFoundError | IsADirectoryError | FileExistsError):
+        return None
+    if isinstance(error, PermissionError):
+        return UserError(f"no permission for {uri!r}: allow it to this user or role, or {mend}")
+    if isinstance(error, NotADirectoryError):
+        return UserError(f"a folder in {uri!r} is a file: {mend}")
+    said = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    if object_store.may_pass(error):
+        return StorageError(f"{uri!r} failed: {said}; run the same command again, or look after the store")
+    if isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno in _PASSING):
+        return StorageError(f"{uri!r} failed: {said}; run the same command again, or look after the disk")
+    if isinstance(error, BotoCoreError):
+        return UserError(f"cannot reach {uri!r}: {said}; check network, endpoint and credentials")
+    if isinstance(error, OSError | ValueError):
+        return UserError(f"cannot use {uri!r}: {said}; {mend}")
+    return None
 
 
 @contextlib.contextmanager
 def _explained_write(uri: str) -> Iterator[None]:
     """The same for writing, where whatever stands in the way is the user's to mend."""
-    with _explained(uri, mend="choose another place"):
+    with explained(uri, mend="choose another place"):
         try:
             yield
         except FileNotFoundError as error:
@@ -101,13 +124,6 @@ def _explained_write(uri: str) -> Iterator[None]:
             if error.errno == errno.EROFS:
                 raise UserError(f"{uri!r} is on a read-only filesystem: choose another place") from error
             raise
-
-
-def _http_status(error: OSError) -> int | None:
-    """The status of the answer that s3fs made this error of; None if it was no answer."""
-    response = getattr(error.__cause__, "response", None) or {}
-    status: int | None = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    return status
 
 
 def _write_temporary(path: Path, data: bytes | memoryview) -> Path:
@@ -144,13 +160,14 @@ def write(uri: str, data: bytes | memoryview) -> None:
 def create(uri: str, data: bytes | memoryview) -> bool:
     """Write `uri` only if nothing is there; False if something was. Of several callers at once, one gets True.
 
-    Local disks decide by a hard link, object stores by a conditional PUT.
+    Local disks decide by a hard link, object stores by a conditional PUT; `object_store.create` says what a store
+    without it can promise, and `is_exclusive` which kind a place is.
     """
     fs, path = resolve(uri)
     with _explained_write(uri):
         if isinstance(fs, LocalFileSystem):
             return _link(uri, Path(path), data)
-        return _put_if_absent(fs, path, data)
+        return object_store.create(fs, path, bytes(data))
 
 
 def _link(uri: str, path: Path, data: bytes | memoryview) -> bool:
@@ -168,50 +185,48 @@ def _link(uri: str, path: Path, data: bytes | memoryview) -> bool:
     return True
 
 
-def _put_if_absent(fs: fsspec.AbstractFileSystem, path: str, data: bytes | memoryview) -> bool:
-    for pause in (0.1, 0.2, 0.4, 0.8, 0.0):
-        try:
-            fs.pipe_file(path, bytes(data), mode="create")
-            return True
-        except FileExistsError:
-            return False
-        except OSError as error:
-            # s3fs knows 412 only in the words of AWS; 409 is two conditional PUTs at once, decided on the next try.
-            if _http_status(error) == 412:
-                return False
-            if _http_status(error) != 409 or not pause:
-                raise
-            time.sleep(pause)
-    raise AssertionError("the last attempt returns or raises")
+def is_exclusive(uri: str) -> bool:
+    """Whether `create` has one winner at `uri` also among callers at the very same moment; asks the store, once."""
+    fs, path = resolve(uri)
+    with _explained_write(uri):
+        return isinstance(fs, LocalFileSystem) or object_store.is_conditional(fs, path)
 
 
 def read(uri: str) -> bytes:
     """All bytes of the object; FileNotFoundError if there is none."""
     fs, path = resolve(uri)
-    with _explained(uri):
-        data: bytes = fs.cat_file(path)
-    return data
+    with explained(uri):
+        return object_store.fetch(fs, path) if isinstance(fs, LocalFileSystem) else object_store.read(fs, path)
 
 
 def read_range(uri: str, start: int, length: int) -> bytes:
-    """`length` bytes from offset `start`; fewer where the object ends before."""
+    """`length` bytes from offset `start`; fewer where the object ends before, and nowhere else."""
     if length == 0:
         return b""  # s3fs would ask for "bytes=0--1" and get the whole object
     fs, path = resolve(uri)
-    with _explained(uri):
-        try:
+    with explained(uri):
+        if isinstance(fs, LocalFileSystem):
             data: bytes = fs.cat_file(path, start=start, end=start + length)
-        except OSError as error:
-            if _http_status(error) == 416:
-                return b""
-            raise
-    return data
+            return data
+        return object_store.read_range(fs, path, start, length)
+
+
+@contextlib.contextmanager
+def open_input(uri: str) -> Iterator[BinaryIO]:
+    """The object as a file for reading here and there; FileNotFoundError if there is none."""
+    fs, path = resolve(uri)
+    with explained(uri), fs.open(path, "rb", **({} if is_local(uri) else {"cache_type": "none"})) as file:
+        yield file
 
 
 def read_verified(uri: str, checksum: str) -> bytes:
     """All bytes of a committed object, whose SHA-256 must be `checksum`; else CorruptArtifactError."""
+    fs, path = resolve(uri)
     try:
-        data = read(uri)
+        with explained(uri):
+            data = object_store.fetch(fs, path)
+            if sha256(data) != checksum and not isinstance(fs, LocalFileSystem):
+                data = object_store.read(fs, path)  # what happened to them on the way need not have happened there
     except FileNotFoundError as error:
         raise CorruptArtifactError(f"{uri!r} is named by its manifest but missing: {MEND}") from error
     if sha256(data) != checksum:
@@ -233,14 +248,14 @@ def read_json(uri: str, kind: Any = dict[str, Any], mend: str = MEND) -> Any:
 def exists(uri: str) -> bool:
     """Whether an object is there now."""
     fs, path = resolve(uri)
-    with _explained(uri):
-        return bool(fs.exists(path))
+    with explained(uri):
+        return bool(object_store.asked_twice(fs, path, fs.exists))
 
 
 def names(uri: str) -> list[str]:
     """Sorted names directly under a folder, without unfinished writes; empty if the folder does not exist."""
     fs, path = resolve(uri)
-    with _explained(uri):
+    with explained(uri):
         try:
             found = fs.ls(path, detail=False)
         except FileNotFoundError:
@@ -252,13 +267,13 @@ def names(uri: str) -> list[str]:
 def info(uri: str) -> dict[str, Any]:
     """fsspec's facts about one object, at least `size`; FileNotFoundError if there is none."""
     fs, path = resolve(uri)
-    with _explained(uri):
-        facts: dict[str, Any] = fs.info(path)
+    with explained(uri):
+        facts: dict[str, Any] = object_store.asked_twice(fs, path, fs.info)
     return facts
 
 
 def delete(uri: str) -> None:
     """Remove one object; nothing happens if it is gone already."""
     fs, path = resolve(uri)
-    with _explained(uri), contextlib.suppress(FileNotFoundError):
+    with explained(uri), contextlib.suppress(FileNotFoundError):
         fs.rm_file(path)

@@ -1,5 +1,6 @@
 """Places to store things: a local folder, a bucket behind HTTP, a disk that is nearly full."""
 
+import os
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ import boto3
 import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
+
+from tests.object_store import Proxy, proxied, reached, serve
 
 BUCKET = "semiprune-test"
 
@@ -35,6 +38,32 @@ def s3_bucket() -> Iterator[str]:
 def s3_root(s3_bucket: str) -> str:
     """A prefix that no other test has."""
     return f"s3://{s3_bucket}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def faulty(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy before the server of `s3_bucket`, which goes wrong by plan."""
+    with proxied(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield proxy
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="session")
+def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The endpoint of a store that checks credentials and has no conditional writes; its bucket is `BUCKET`."""
+    folder = tmp_path_factory.mktemp("rclone")
+    (folder / BUCKET).mkdir()
+    with serve(folder) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def rclone_root(rclone: str) -> Iterator[str]:
+    """A prefix there that no other test has."""
+    with reached(rclone):
+        yield f"s3://{BUCKET}/{uuid.uuid4().hex}"
 
 
 @pytest.fixture(params=["local", "s3"])

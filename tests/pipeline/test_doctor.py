@@ -164,16 +164,18 @@ def test_locations_that_do_not_work(s3_bucket: str, tmp_path: Path) -> None:
     assert everything_in(tmp_path) == ["file"]
 
 
-def test_a_store_that_ignores_conditional_create(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def overwrite(uri: str, data: bytes) -> bool:
-        storage.write(uri, data)
-        return True
-
-    monkeypatch.setattr(storage, "create", overwrite)
+def test_a_store_with_conditional_writes(s3_root: str) -> None:
     finding = doctor._storage(s3_root)
+    assert finding.verdict == "ok"
+    assert "by conditional writes" in finding.detail
+
+
+def test_a_store_without_conditional_writes(rclone_root: str) -> None:
+    finding = doctor._storage(rclone_root)
     assert finding.verdict == "warn"
-    assert "conditional create" in finding.detail
-    assert storage.names(s3_root) == []
+    assert "no conditional writes" in finding.detail
+    assert finding.fix.startswith("let one run at a time write there")
+    assert storage.resolve(rclone_root)[0].find(rclone_root) == []
 
 
 def test_no_credentials_are_told(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,5 +93,5 @@ def test_mistakes(bucket):
     for pattern, message in (("no-{0..1}.tar", "there is no file"), ("no*.tar", "no file matches")):
         with pytest.raises(UserError, match=message):
             shards.find([f"{bucket}/{pattern}"])
-    with pytest.raises(UserError, match="there is no file"):
+    with pytest.raises(UserError, match="its bucket does not exist"):
         shards.find([f"s3://{uuid.uuid4().hex}/a.tar"])

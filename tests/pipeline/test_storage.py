@@ -10,14 +10,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import boto3
-import botocore.exceptions
 import pytest
-import s3fs
 from fsspec.exceptions import FSTimeoutError
 
 from pipeline import storage
 from pipeline.errors import CorruptArtifactError, StorageError, UserError
 from pipeline.stage import Part
+from tests.object_store import Fault, Proxy, Request, proxied, reached
+
+
+@pytest.fixture(params=["local", "s3", "rclone"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A place on each kind: a disk, a store with conditional writes, and one without."""
+    if request.param == "local":
+        return str(tmp_path / "root")
+    return str(request.getfixturevalue(f"{request.param}_root"))
 
 
 def everything_in(folder: Path) -> list[str]:
@@ -86,6 +93,7 @@ def test_create_keeps_the_first(root: str) -> None:
     assert storage.create(uri, b"third")
 
 
+@pytest.mark.parametrize("root", ["local", "s3"], indirect=True)
 def test_one_of_many_creators_wins(root: str) -> None:
     barrier = threading.Barrier(16)
 
@@ -325,59 +333,159 @@ def test_missing_bucket(s3_bucket: str, operation: Callable[[str, bytes], object
         operation("s3://no-such-bucket/x", b"1")
 
 
-def test_permission_on_the_store(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fs, _ = storage.resolve(s3_root)
-    answer = {
-        "Error": {"Code": "AccessDenied", "Message": "Access Denied"},
-        "ResponseMetadata": {"HTTPStatusCode": 403},
-    }
-    refuse_with(monkeypatch, fs, answer)
-    for operation in (storage.write, storage.create):
-        with pytest.raises(UserError, match="no permission for 's3://"):
-            operation(storage.join(s3_root, "x"), b"1")
+def refuse(faulty: Proxy, status: int, code: str, method: str = "", times: int = 10**9) -> None:
+    """Let the store answer the next `times` requests of a method, or of any, with an error."""
+    left = [times]
+
+    def plan(request: Request) -> Fault | None:
+        if not request.method.startswith(method) or left[0] == 0:
+            return None
+        left[0] -= 1
+        return Fault(status=status, code=code)
+
+    faulty.plan = plan
 
 
-def test_no_credentials(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fs, _ = storage.resolve(s3_root)
+OPERATIONS = (
+    storage.read,
+    storage.exists,
+    storage.info,
+    storage.names,
+    lambda uri: storage.read_range(uri, 0, 1),
+    lambda uri: storage.write(uri, b"1"),
+    lambda uri: storage.create(uri, b"1"),
+)
 
-    async def refuse(*_: object, **__: object) -> None:
-        raise botocore.exceptions.NoCredentialsError
 
-    monkeypatch.setattr(fs, "_call_s3", refuse)
-    for operation in (
-        lambda: storage.write(s3_root, b"1"),
-        lambda: storage.read(s3_root),
-        lambda: storage.names(s3_root),
-    ):
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        (403, "AccessDenied", r"^no permission for 's3://.*: allow it to this user or role, or (check|choose)"),
+        (403, "InvalidAccessKeyId", r"^cannot use 's3://.*: the store does not know this access key; check the cred"),
+        (403, "SignatureDoesNotMatch", r"^cannot use 's3://.*: the secret key is not that of the access key; check"),
+        (403, "RequestTimeTooSkewed", r"^cannot use 's3://.*: this machine's clock is not the store's; set the clock$"),
+        (400, "ExpiredToken", r"^cannot use 's3://.*: the session token has expired; get new credentials, then run"),
+        (400, "InvalidToken", r"^cannot use 's3://.*: the session token is not valid; get new credentials$"),
+        (404, "NoSuchBucket", r"^cannot .*'s3://.* bucket does not exist; create it first"),
+    ],
+)
+def test_what_a_store_refuses_is_one_sentence(
+    s3_root: str, faulty: Proxy, status: int, code: str, message: str
+) -> None:
+    refuse(faulty, status, code)
+    for operation in OPERATIONS:
+        if code == "NoSuchBucket" and operation in (storage.exists, storage.names):
+            assert not operation(s3_root)  # as in any folder that is not there
+            continue
+        with pytest.raises(UserError, match=message):
+            operation(storage.join(s3_root, "x"))
+
+
+@pytest.mark.parametrize(("status", "code"), [(500, "InternalError"), (503, "ServiceUnavailable"), (429, "Busy")])
+def test_a_store_that_stays_ill_may_recover(
+    s3_root: str, faulty: Proxy, monkeypatch: pytest.MonkeyPatch, status: int, code: str
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore's five take seconds
+    refuse(faulty, status, code)
+
+    def ask(operation: Callable[[str], object]) -> None:
+        with pytest.raises(StorageError, match=r"^'s3://.* failed: .*; run the same command again"):
+            operation(storage.join(s3_root, "x"))
+
+    with ThreadPoolExecutor(len(OPERATIONS)) as pool:
+        list(pool.map(ask, OPERATIONS))
+
+
+def test_no_credentials(s3_root: str, faulty: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, os.devnull)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for operation in OPERATIONS:
         with pytest.raises(UserError, match=r"cannot reach 's3://.*credentials"):
-            operation()
+            operation(storage.join(s3_root, "x"))
+    assert faulty.requests == []
 
 
-def test_a_refusal_in_other_words(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_with_wrong_checksums_is_told_how_to_be_read(rclone_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This one sends the whole object's checksum with a range of it."""
+    monkeypatch.delenv("AWS_RESPONSE_CHECKSUM_VALIDATION")
+    monkeypatch.delenv("AWS_REQUEST_CHECKSUM_CALCULATION")
+    storage.write(storage.join(rclone_root, "x"), b"123")
+    with pytest.raises(UserError, match=r"checksum .*; run .*set AWS_RESPONSE_CHECKSUM_VALIDATION=when_required$"):
+        storage.read_range(storage.join(rclone_root, "x"), 0, 1)
+
+
+@pytest.mark.parametrize("uri", ["s3://AKIA:a-secret@bucket/x", "s3://:a-secret@bucket/x"])
+def test_credentials_have_no_place_in_a_uri(uri: str) -> None:
+    with pytest.raises(UserError, match=r"'s3://bucket/x' must not carry credentials") as caught:
+        storage.read(uri)
+    assert "a-secret" not in str(caught.value)
+
+
+def test_a_refusal_in_other_words(s3_root: str, faulty: Proxy) -> None:
     """Stores other than AWS answer 412 without naming the condition."""
-    fs, _ = storage.resolve(s3_root)
-    refuse_with(monkeypatch, fs, {"Error": {"Code": "PreconditionFailed"}, "ResponseMetadata": {"HTTPStatusCode": 412}})
+    assert storage.is_exclusive(s3_root)
+    refuse(faulty, 412, "PreconditionFailed", "PUT")
     assert not storage.create(storage.join(s3_root, "x"), b"1")
 
 
-def test_two_conditional_puts_at_once_are_tried_again(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fs, _ = storage.resolve(s3_root)
-    answer = {"Error": {"Code": "ConditionalRequestConflict"}, "ResponseMetadata": {"HTTPStatusCode": 409}}
-    refuse_with(monkeypatch, fs, answer, times=2)
+def test_two_conditional_puts_at_once_are_tried_again(s3_root: str, faulty: Proxy) -> None:
+    uri = storage.join(s3_root, "x")
+    assert storage.is_exclusive(uri)
+    refuse(faulty, 409, "ConditionalRequestConflict", "PUT", times=2)
+    assert storage.create(uri, b"1")
+    refuse(faulty, 409, "ConditionalRequestConflict", "PUT", times=2)
+    assert not storage.create(uri, b"2")
+    assert storage.read(uri) == b"1"
+
+
+def test_whether_a_store_has_conditional_writes_is_asked_once(s3_root: str, faulty: Proxy) -> None:
+    """Even if the answer to the first question is lost, which makes botocore repeat it."""
+    lost = [Fault(lost=True)]
+    faulty.plan = lambda request: lost.pop() if request.method == "PUT" and lost else None
     assert storage.create(storage.join(s3_root, "x"), b"1")
-    refuse_with(monkeypatch, fs, answer, times=2)
+    asked = len(faulty.requests)
     assert not storage.create(storage.join(s3_root, "x"), b"2")
-    assert storage.read(storage.join(s3_root, "x")) == b"1"
+    assert len(faulty.requests) == asked + 1
+    assert storage.is_exclusive(storage.join(s3_root, "y"))
+    assert storage.resolve(s3_root)[0].find(s3_root) == [storage.join(s3_root, "x").removeprefix("s3://")]
 
 
-def refuse_with(monkeypatch: pytest.MonkeyPatch, fs: s3fs.S3FileSystem, answer: dict, times: int = 10**9) -> None:
-    """Let the store answer the next `times` calls with an error, translated as s3fs does."""
-    call, left = fs._call_s3, [times]
+def test_a_store_that_knows_no_conditional_writes(s3_root: str, faulty: Proxy) -> None:
+    refuse(faulty, 501, "NotImplemented", "PUT", times=1)
+    assert not storage.is_exclusive(s3_root + "/x")
+    assert storage.create(s3_root + "/x", b"1")
+    assert not storage.create(s3_root + "/x", b"2")
+    assert storage.read(s3_root + "/x") == b"1"
 
-    async def answered(*args: object, **kwargs: object) -> object:
-        if left[0] == 0:
-            return await call(*args, **kwargs)
-        left[0] -= 1
-        raise s3fs.errors.translate_boto_error(botocore.exceptions.ClientError(answer, "PutObject"))
 
-    monkeypatch.setattr(fs, "_call_s3", answered)
+def test_without_conditional_writes_the_first_is_kept_and_the_last_of_a_race_knows(rclone_root: str) -> None:
+    uri = storage.join(rclone_root, "x")
+    assert not storage.is_exclusive(uri)
+    assert storage.create(uri, b"1")
+    with ThreadPoolExecutor(8) as pool:
+        assert not any(pool.map(lambda number: storage.create(uri, b"%d" % number), range(8)))
+    assert storage.read(uri) == b"1"
+    assert storage.resolve(uri)[0].find(rclone_root) == [uri.removeprefix("s3://")]
+
+
+def test_who_is_overwritten_before_reading_back_has_lost(rclone: str, rclone_root: str) -> None:
+    uri = storage.join(rclone_root, "x")
+    assert not storage.is_exclusive(uri)
+    with proxied(rclone) as proxy, reached(proxy.endpoint):
+        assert not storage.is_exclusive(uri)
+        names: list[str] = []
+
+        def plan(request: Request) -> None:
+            """Another attempt writes between this one's write and its reading."""
+            if request.method == "GET" and request.path.endswith("/x") and "PUT" in names:
+                boto3.session.Session().client("s3", endpoint_url=rclone).put_object(
+                    Bucket=request.path.split("/")[1], Key=request.path.split("/", 2)[2], Body=b"theirs"
+                )
+            names.append(request.method)
+
+        proxy.plan = plan
+        assert not storage.create(uri, b"mine")
+    assert storage.read(uri) == b"theirs"
