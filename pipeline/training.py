@@ -4,11 +4,14 @@ A loop keeps its state in the run directory alone (`pipeline.epochs`). When a wo
 group again and the loop continues from its last commit, just as it does after a new start of the driver.
 """
 
+import contextlib
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
@@ -18,6 +21,9 @@ from pipeline.stage import Progress
 
 if TYPE_CHECKING:
     import torch
+
+TIMEOUT = timedelta(minutes=30)
+"""For how long a worker waits for another one: rank 0 may be slow to commit."""
 
 
 class _Report:
@@ -50,6 +56,8 @@ class Worker:
         """Rank 0's value, on every rank: for what each would otherwise read for itself at another moment."""
         import torch.distributed as dist
 
+        if self.world_size == 1:
+            return value
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
@@ -58,6 +66,8 @@ class Worker:
         """Every rank's value, in rank order, on every rank."""
         import torch.distributed as dist
 
+        if self.world_size == 1:
+            return [value]
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
@@ -67,17 +77,27 @@ Loop = Callable[..., None]
 """`loop(worker: Worker, **arguments)`, importable by name in every worker process."""
 
 
-def _work(config: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class _Job:
+    """What each Ray Train worker runs; report: the actor; threads: of torch."""
+
+    loop: Loop
+    arguments: dict[str, Any]
+    report: Any
+    threads: int
+    use_gpu: bool
+
+
+def _work(job: _Job) -> None:
     """Runs in each Ray Train worker."""
     import ray
     import torch
     from ray import train
-    from ray.train.torch import get_device
 
-    torch.set_num_threads(config["threads"])
-    device = get_device() if config["use_gpu"] else torch.device("cpu")
+    torch.set_num_threads(job.threads)
     context = train.get_context()
-    rank, last, report = context.get_world_rank(), 0.0, config["report"]
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    last, report = 0.0, job.report
 
     def tick(done: int) -> None:
         nonlocal last
@@ -87,11 +107,42 @@ def _work(config: dict[str, Any]) -> None:
 
     if ray.get(report.read.remote())[1] is not None:
         return  # a worker of the group before this one has met a mistake that would come again
-    try:
-        config["loop"](Worker(rank, context.get_world_size(), device, tick), **config["arguments"])
-    except UserError as mistake:
-        ray.get(report.fail.remote(mistake))
-        raise
+    with _group(rank, world_size, job.use_gpu) as device:
+        try:
+            job.loop(Worker(rank, world_size, device, tick), **job.arguments)
+        except UserError as mistake:
+            ray.get(report.fail.remote(mistake))
+            raise
+
+
+@contextlib.contextmanager
+def _group(rank: int, world_size: int, use_gpu: bool) -> Iterator["torch.device"]:
+    """The device of a worker whose torch.distributed is initialised, unless it is alone.
+
+    On CPUs we do that ourselves: Ray's TorchConfig has the controller import torch before it starts the workers.
+    """
+    import ray
+    import torch
+    from ray.train.collective import broadcast_from_rank_zero
+    from torch import distributed
+
+    if use_gpu:
+        from ray.train.torch import get_device
+
+        yield get_device()
+        return
+    if world_size > 1:
+        store = None
+        if rank == 0:
+            store = distributed.TCPStore(
+                ray.util.get_node_ip_address(), 0, world_size, is_master=True, wait_for_workers=False, timeout=TIMEOUT
+            )
+        host, port = broadcast_from_rank_zero((store.host, store.port) if store else None)
+        store = store or distributed.TCPStore(host, port, world_size, is_master=False, timeout=TIMEOUT)
+        distributed.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
+    yield torch.device("cpu")
+    if world_size > 1:
+        distributed.destroy_process_group()
 
 
 def train(
@@ -103,8 +154,8 @@ def train(
     SemiPruneError when workers died more often than `resources.max_failures`.
     """
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train import BackendConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # the base of every trainer of Ray Train
 
     report = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Report).remote()
     use_gpu = resources.gpus_per_worker > 0
@@ -112,16 +163,14 @@ def train(
     if use_gpu:
         per_worker["GPU"] = resources.gpus_per_worker
     filesystem, path = storage.resolve(storage.join(uri, "ray-train"))
-    trainer = TorchTrainer(
-        _work,
-        train_loop_config={
-            "loop": loop,
-            "arguments": arguments,
-            "report": report,
-            "threads": resources.cpus_per_worker,
-            "use_gpu": use_gpu,
-        },
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+    backend = BackendConfig()
+    if use_gpu:
+        from ray.train.torch import TorchConfig
+
+        backend = TorchConfig(backend="nccl")
+    trainer = DataParallelTrainer(
+        partial(_work, _Job(loop, arguments, report, resources.cpus_per_worker, use_gpu)),
+        backend_config=backend,
         scaling_config=ScalingConfig(
             num_workers=resources.num_workers, use_gpu=use_gpu, resources_per_worker=per_worker
         ),
@@ -152,7 +201,8 @@ def train(
     if mistake is not None:
         raise mistake
     if not raised:
-        filesystem.rm(path, recursive=True)
+        with storage.explained(uri), contextlib.suppress(FileNotFoundError):
+            filesystem.rm(path, recursive=True)
         progress(total, total, unit)
         return
     error = raised[0]

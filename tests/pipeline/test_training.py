@@ -6,6 +6,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from torch import distributed
 
 from pipeline import storage
 from pipeline.errors import SemiPruneError, UserError
@@ -16,16 +17,29 @@ from tests.pipeline.making import silent
 pytestmark = pytest.mark.usefixtures("ray_local")
 
 
-def talk(worker: Worker, folder: str) -> None:
+class Witness:
+    """An argument that leaves a file in every process that unpickles it."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def __setstate__(self, state: dict[str, str]) -> None:
+        storage.write(f"{state['folder']}/unpickled-{os.getpid()}", b"")
+
+
+def talk(worker: Worker, folder: str, witness: Witness) -> None:
+    assert distributed.is_initialized() and (distributed.get_rank(), distributed.get_world_size()) == (worker.rank, 2)
     assert worker.agree(f"said by {worker.rank}") == "said by 0"
     assert worker.gather(worker.rank * 10) == [0, 10]
     for step in range(3):
         worker.tick(step)
         time.sleep(0.3)
     storage.write(f"{folder}/rank-{worker.rank}", str(worker.world_size).encode())
+    storage.write(f"{folder}/worker-{os.getpid()}", b"")
 
 
 def blunder(worker: Worker, folder: str) -> None:
+    assert not distributed.is_initialized() and worker.agree("alone") == "alone" and worker.gather(7) == [7]
     storage.write(f"{folder}/attempt-{uuid.uuid4().hex}", b"")
     raise UserError("the labels are upside down: turn them")
 
@@ -34,7 +48,7 @@ def test_a_loop_runs_on_every_worker_and_tells_how_far_it_is(tmp_path: Path) -> 
     told: list[tuple[int, int, str]] = []
     train(
         talk,
-        {"folder": str(tmp_path)},
+        {"folder": str(tmp_path), "witness": Witness(str(tmp_path))},
         str(tmp_path / "stage"),
         Resources(),
         lambda *now: told.append(now),
@@ -42,6 +56,9 @@ def test_a_loop_runs_on_every_worker_and_tells_how_far_it_is(tmp_path: Path) -> 
         unit="steps",
     )
     assert (tmp_path / "rank-0").read_bytes() == (tmp_path / "rank-1").read_bytes() == b"2"
+    # Nobody else waits for the imports that arguments need, torch above all.
+    pids = [{path.name.split("-")[1] for path in tmp_path.glob(f"{stem}-*")} for stem in ("unpickled", "worker")]
+    assert pids[0] == pids[1] and len(pids[0]) == 2
     assert told[-1] == (3, 3, "steps") and {total for _, total, _ in told} == {3}
     assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
     assert len({done for done, _, _ in told}) > 2
