@@ -1,9 +1,15 @@
-"""From the bytes of an image file to RGB pixels of one size; what cannot be decoded whole is an error."""
+"""From the bytes of an image file to RGB pixels of one size; what cannot be decoded whole is an error.
+
+JPEGs are decoded by simplejpeg (libjpeg-turbo), at 1/2, 1/4 or 1/8 where the crop leaves pixels enough, and resized by
+torch. Pillow reads every header, decodes all else, and has the last word on a JPEG that simplejpeg refuses.
+"""
 
 import io
 import warnings
+from collections.abc import Callable
 
 import numpy as np
+import simplejpeg  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
@@ -15,34 +21,50 @@ EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
 """Above it Pillow itself refuses."""
 
+Box = tuple[int, int, int, int]
+"""left, top, width, height of a part of an image, in its pixels, as it is seen upright."""
+
+Crop = Callable[[int, int], Box]
+"""Says for the width and height of an upright image which part of it is wanted: at least one pixel, all inside."""
+
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 class UndecodableImageError(SemiPruneError):
     """The bytes are no whole image of a known format and an allowed size; the message is the short reason."""
 
 
+def centre(width: int, height: int) -> Box:
+    """The largest square in the middle."""
+    side = min(width, height)
+    return (width - side) // 2, (height - side) // 2, side, side
+
+
 def decode(data: bytes | memoryview, size: int, max_pixels: int) -> NDArray[np.uint8]:
     """RGB pixels, uint8 [size, size, 3]: the centre square of the image, upright, resized with antialiasing.
 
+    Errors and what becomes of other modes: as `decode_crop` has it. Warnings of Pillow are silenced, for the whole
+    process: threads call `decode_crop`.
+    """
+    pixels = np.empty((size, size, 3), np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        decode_crop(data, max_pixels, pixels)
+    return pixels
+
+
+def decode_crop(
+    data: bytes | memoryview, max_pixels: int, out: NDArray[np.uint8], crop: Crop = centre, flip: bool = False
+) -> None:
+    """Fill `out`, uint8 [S, S, 3], with the part of the image that `crop` chooses, resized with antialiasing.
+
     Transparency is dropped, not blended; 16-bit grey keeps its high byte; of an animation the first frame is taken.
-    max_pixels: larger images are refused before they are decoded. Raises UndecodableImageError, also
-    where only the last pixels of the file are missing.
+    max_pixels: larger images are refused before they are decoded; flip: whether left and right change places. Raises
+    UndecodableImageError, also where only the last pixels of the file are missing; `out` is then undefined.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _decode(data, size, max_pixels)
+        _decode_crop(data, max_pixels, out, crop, flip)
     except (UndecodableImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
@@ -51,29 +73,76 @@ def decode(data: bytes | memoryview, size: int, max_pixels: int) -> NDArray[np.u
         raise UndecodableImageError(f"{type(error).__name__}: {error}"[:200]) from error
 
 
-def _decode(data: bytes | memoryview, size: int, max_pixels: int) -> NDArray[np.uint8]:
+def _decode_crop(data: bytes | memoryview, max_pixels: int, out: NDArray[np.uint8], crop: Crop, flip: bool) -> None:
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         width, height = image.size
         if width * height > max_pixels:
             raise UndecodableImageError(f"{width}x{height} pixels are more than max_pixels={max_pixels}")
-        # JPEG alone: decode at 1/2, 1/4 or 1/8 while that leaves twice the pixels that the resize needs.
-        image.draft(None, (2 * size, 2 * size))
-        image.load()
-        orientation = image.getexif().get(_ORIENTATION)
-        pixels = _rgb(image)
-    width, height = pixels.size
-    if (width, height) != (size, size):
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        box = (left, top, left + side, top + side)
-        pixels = pixels.resize((size, size), Image.Resampling.BILINEAR, box=box)
-    if orientation in _UPRIGHT:
-        pixels = pixels.transpose(_UPRIGHT[orientation])
-    return np.array(pixels, dtype=np.uint8)
+        if image.format == "PNG":
+            image.load()  # its EXIF may come after the pixels
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        if orientation in (5, 6, 7, 8):
+            width, height = height, width
+        box = crop(width, height)
+        pixels = _upright(_pixels(image, data, _reduction(box, len(out))), orientation)
+    left, right = _scaled(box[0], box[2], width, pixels.shape[1])
+    top, bottom = _scaled(box[1], box[3], height, pixels.shape[0])
+    part = np.ascontiguousarray(pixels[top:bottom, left:right])
+    if part.shape != out.shape:
+        part = _resize(part, len(out))
+    if flip:  # pixels as single values: three times as fast as reversing an axis before the last
+        out.view("V3")[...] = part.view("V3")[:, ::-1]
+    else:
+        out[...] = part
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _reduction(box: Box, size: int) -> int:
+    """By how much both sides may be divided while that leaves twice the pixels that the resize needs."""
+    return next(k for k in (8, 4, 2, 1) if k == 1 or min(box[2:]) >= 2 * size * k)
+
+
+def _scaled(start: int, length: int, whole: int, decoded: int) -> tuple[int, int]:
+    """The span of a line of `whole` pixels in a line of `decoded` pixels; never empty."""
+    first = min(round(start * decoded / whole), decoded - 1)
+    return first, max(round((start + length) * decoded / whole), first + 1)
+
+
+def _pixels(image: Image.Image, data: bytes | memoryview, reduction: int) -> NDArray[np.uint8]:
+    """All of the image as it is stored, [H, W, 3]; a JPEG with its sides divided by `reduction`, rounded up."""
+    if image.format not in ("PNG", "WEBP") and image.mode in ("L", "RGB"):
+        least = [-(-side // reduction) for side in image.size]
+        try:
+            pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, min_width=least[0], min_height=least[1])
+            return pixels
+        except ValueError:
+            pass  # libjpeg had something to say; what is an error, Pillow decides
+    image.draft(None, (max(1, image.width // reduction), max(1, image.height // reduction)))
+    image.load()
+    image.info.pop("transparency", None)  # or Pillow would warn that it is dropped
     if image.mode.startswith("I"):
         # 16-bit grey: Pillow's own conversion would clip at 255 instead of scaling.
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return np.array(image.convert("RGB"))
+
+
+def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """The image as EXIF says it is to be seen; a view."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+def _resize(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """[H, W, 3] -> [size, size, 3], bilinear and antialiased as Pillow has it; on one thread."""
+    import torch
+    from torch.nn import functional
+
+    # With exactly these strides torch takes the batch of one for channels-last, for which it has a fast path.
+    image = torch.from_numpy(pixels.reshape(1, *pixels.shape)).permute(0, 3, 1, 2)
+    resized = functional.interpolate(image, (size, size), mode="bilinear", antialias=True)
+    result: NDArray[np.uint8] = resized.permute(0, 2, 3, 1).numpy()[0]
+    return result

@@ -20,7 +20,7 @@ def build(recipe: Recipe) -> list[Stage]:
         return stages[-1]
 
     data = add("index", 1, index.IndexConfig.of(recipe.data), {}, index.run)
-    images = add("pixels", 1, pixels.PixelsConfig.of(recipe.data), {"index": data}, pixels.run)
+    images = add("pixels", 2, pixels.PixelsConfig.of(recipe.data), {"index": data}, pixels.run)
     tests = {}
     if recipe.evaluate is not None:  # before any training: a missing test shard is told at once
         test = DataConfig.model_validate(
@@ -28,7 +28,7 @@ def build(recipe: Recipe) -> list[Stage]:
         )
         test_data = add("index", 1, index.IndexConfig.of(test), {}, index.run, title="index test")
         test_config = pixels.PixelsConfig.of(test)
-        test_images = add("pixels", 1, test_config, {"index": test_data}, pixels.run, title="pixels test")
+        test_images = add("pixels", 2, test_config, {"index": test_data}, pixels.run, title="pixels test")
         tests = {"test_index": test_data, "test_pixels": test_images}
     parts = add("split", 1, split.SplitStageConfig(seed=seed, settings=recipe.split), {"index": data}, split.run)
     model = add(

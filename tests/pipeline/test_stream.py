@@ -1,0 +1,266 @@
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import psutil  # type: ignore[import-untyped]
+import pytest
+import s3fs
+
+from pipeline import images, storage, stream, stream_plan
+from pipeline.errors import DataError, StorageError
+from pipeline.random_crop import RandomCrop
+from pipeline.shards import Shard
+from pipeline.stream import Samples, Step, Stream
+from tests.object_store import Fault, Proxy, Request
+from tests.pipeline.making import image, run_index, write_shard
+
+SIZE, NUM_SHARDS, PER_SHARD = 16, 4, 90
+N = NUM_SHARDS * PER_SHARD
+CROP = RandomCrop()
+
+
+def data(number: int) -> bytes:
+    form = "PNG" if number % 5 == 0 else "JPEG"
+    return image(number, (20 + number % 13, 24), form)
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Samples:
+    """An index of shards with members before and behind the image, and some names that take headers of their own."""
+    folder = tmp_path_factory.mktemp("stream")
+    for shard in range(NUM_SHARDS):
+        numbers = range(shard * PER_SHARD, (shard + 1) * PER_SHARD)
+        content = [
+            (
+                name(n),
+                {"cls": b"1", "png" if n % 5 == 0 else "jpg": data(n), "json": b"{}"}
+                | ({"x" * 110: b""} if n == 9 else {}),
+            )
+            for n in numbers
+        ]
+        write_shard(folder / f"train-{shard}.tar", content)
+    index = run_index(folder / "run", f"{folder}/train-{{0..{NUM_SHARDS - 1}}}.tar", image_size=SIZE)
+    found = Samples.open(index)
+    assert len(found) == N
+    return found
+
+
+def name(number: int) -> str:
+    return {7: "straße/007", 8: "deep/" * 30 + "008"}.get(number, f"s{number:03d}")
+
+
+@pytest.fixture(scope="module")
+def expected() -> np.ndarray:
+    return np.stack([images.decode(data(n), SIZE, 10**6) for n in range(N)])
+
+
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
+    """Every range that is asked for: uri, start, length."""
+    asked = []
+    read = storage.read_range
+
+    def recording(uri: str, start: int, length: int) -> bytes:
+        asked.append((uri, start, length))
+        return read(uri, start, length)
+
+    monkeypatch.setattr(storage, "read_range", recording)
+    return asked
+
+
+def assert_epoch(ranks: list[list[Step]], expected: np.ndarray) -> None:
+    """Every id is there exactly once, with its pixels."""
+    valid = np.concatenate([step.valid for steps in ranks for step in steps])
+    ids = np.concatenate([step.ids for steps in ranks for step in steps])
+    pixels = np.concatenate([step.images for steps in ranks for step in steps])
+    assert np.array_equal(np.sort(ids[valid]), np.arange(len(expected)))
+    assert np.array_equal(pixels, expected[ids])
+    for together in zip(*ranks, strict=True):
+        assert {step.num_valid_global for step in together} == {sum(int(step.valid.sum()) for step in together)}
+
+
+def moved(samples: Samples, place: Callable[[Shard], str]) -> Samples:
+    return replace(samples, shards=[replace(shard, uri=place(shard)) for shard in samples.shards])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 5])
+def test_every_sample_comes_once_an_epoch_with_the_pixels_of_the_cache(
+    samples: Samples, expected: np.ndarray, world_size: int
+) -> None:
+    for epoch in range(2):
+        ranks = [list(Stream(samples, 0, "test", 50, rank, world_size).epoch(epoch)) for rank in range(world_size)]
+        assert_epoch(ranks, expected)
+
+
+def test_a_batch_smaller_than_the_group_has_padding(samples: Samples, expected: np.ndarray) -> None:
+    ranks = [list(Stream(samples, 0, "test", 2, rank, 3).epoch(0)) for rank in range(3)]
+    assert_epoch(ranks, expected)
+    assert {len(step.ids) for steps in ranks for step in steps} == {1}
+    assert sum(int((~step.valid).sum()) for steps in ranks for step in steps) == N // 2
+
+
+def test_steps_do_not_depend_on_threads_or_on_where_the_epoch_was_taken_up(
+    samples: Samples, requests: list[tuple[str, int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As in a large dataset, a lane has many chunks.
+    monkeypatch.setattr(stream_plan, "LANES", 4)
+    monkeypatch.setattr(stream_plan, "cut_chunks", partial(stream_plan.cut_chunks, max_rows=5))
+    whole = list(Stream(samples, 3, "test", 32, crop=CROP, window=100, threads=3).epoch(1))
+    of_whole = len(requests)
+    requests.clear()
+    tail = list(Stream(samples, 3, "test", 32, crop=CROP, window=100, threads=1).epoch(1, first_step=9))
+    assert len(whole) == Stream(samples, 3, "test", 32).num_steps == 9 + len(tail)
+    for one, other in zip(whole[9:], tail, strict=True):
+        assert np.array_equal(one.ids, other.ids)
+        assert np.array_equal(one.images, other.images)
+    # Nothing is read that only the steps before need.
+    assert len(requests) < of_whole / 2
+    requests.clear()
+    assert list(Stream(samples, 3, "test", 32).epoch(1, first_step=len(whole))) == []
+    assert not requests
+
+
+def test_every_range_is_read_once_an_epoch(samples: Samples, requests: list[tuple[str, int, int]]) -> None:
+    for rank in range(2):
+        list(Stream(samples, 0, "test", 32, rank, 2).epoch(0))
+    assert len(requests) == len(set(requests))
+    assert sum(length for _, _, length in requests) == samples.length.sum()
+
+
+def test_random_crops_belong_to_the_sample_and_the_epoch(samples: Samples) -> None:
+    views = []
+    for world_size in (1, 3):
+        ranks = [Stream(samples, 0, "test", 40, rank, world_size, CROP) for rank in range(world_size)]
+        seen: dict[int, np.ndarray] = {}
+        for step in itertools.chain.from_iterable(rank.epoch(4) for rank in ranks):
+            seen |= dict(zip(step.ids.tolist(), step.images, strict=True))
+        views.append(np.stack([seen[n] for n in range(N)]))
+    assert np.array_equal(views[0], views[1])
+    pixels = np.empty((SIZE, SIZE, 3), np.uint8)
+    for n, (crop, flip) in enumerate(CROP.views(0, "test", 4, np.arange(N))):
+        images.decode_crop(data(n), 10**6, pixels, crop, flip)
+        assert np.array_equal(views[0][n], pixels)
+    other = next(Stream(samples, 0, "test", 40, crop=CROP).epoch(5))
+    assert (
+        np.mean([np.array_equal(pixels, views[0][n]) for n, pixels in zip(other.ids, other.images, strict=True)]) < 0.2
+    )
+
+
+def test_two_hundred_faults_of_a_store_lose_nothing(
+    samples: Samples,
+    expected: np.ndarray,
+    s3_root: str,
+    faulty: Proxy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    monkeypatch.setattr(stream, "PAUSES", (0.01,) * 12)
+    for shard in samples.shards:
+        storage.write(f"{s3_root}/{Path(shard.uri).name}", Path(shard.uri).read_bytes())
+    remote = moved(samples, lambda shard: f"{s3_root}/{Path(shard.uri).name}")
+    rng, faults = np.random.default_rng(0), 0
+
+    def plan(request: Request) -> Fault | None:
+        nonlocal faults
+        if request.method != "GET" or rng.random() > 0.3:
+            return None
+        faults += 1
+        cut = int(rng.integers(0, 3000))
+        return [
+            Fault(status=500, code="InternalError"),
+            Fault(status=503, code="SlowDown"),
+            Fault(cut=cut),
+            Fault(cut=cut, reset=True),
+            Fault(cut=cut, shortened=True),
+            Fault(lost=True),
+            Fault(delay=0.05),
+        ][rng.integers(7)]
+
+    faulty.plan = plan
+    epoch = 0
+    while faults < 200:
+        assert epoch < 10
+        assert_epoch([list(Stream(remote, 0, "test", 64, rank, 2).epoch(epoch)) for rank in range(2)], expected)
+        epoch += 1
+
+
+def test_a_store_that_stays_ill_is_an_error_and_leaves_no_thread(
+    samples: Samples, s3_root: str, faulty: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    monkeypatch.setattr(stream, "PAUSES", (0.01, 0.01))
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    faulty.plan = lambda request: Fault(status=503, code="SlowDown")
+    remote = moved(samples, lambda shard: f"{s3_root}/{Path(shard.uri).name}")
+    with pytest.raises(StorageError, match=r"train-\d\.tar"):
+        list(Stream(remote, 0, "test", 64).epoch(0))
+    assert threads() == []
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("semiprune-")]
+
+
+@pytest.mark.parametrize("damage", ["gone", "shorter", "another sample", "another length"])
+def test_a_shard_that_is_not_the_indexed_one_is_an_error_by_name(
+    samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setattr(stream, "PAUSES", (0.01,))
+    content = bytearray(Path(samples.shards[2].uri).read_bytes())
+    header = int(samples.image_offset[2 * PER_SHARD + 40]) - 512
+    if damage == "shorter":
+        del content[-(len(content) // 3) :]
+    elif damage == "another sample":
+        content[header : header + 4] = b"t999"
+    elif damage == "another length":
+        content[header + 130] ^= 1
+    path = tmp_path / "other.tar"
+    if damage != "gone":
+        path.write_bytes(content)
+    other = moved(samples, lambda shard: str(path) if shard.shard == 2 else shard.uri)
+    with pytest.raises(DataError, match=r"the shard '.*other\.tar' (has changed|is gone)"):
+        list(Stream(other, 0, "test", 64).epoch(0))
+    assert threads() == []
+
+
+def test_an_image_that_cannot_be_decoded_any_more_is_an_error_by_name(samples: Samples, tmp_path: Path) -> None:
+    content = bytearray(Path(samples.shards[1].uri).read_bytes())
+    start = int(samples.image_offset[PER_SHARD + 33])
+    content[start : start + 100] = bytes(100)
+    (tmp_path / "other.tar").write_bytes(content)
+    other = moved(samples, lambda shard: str(tmp_path / "other.tar") if shard.shard == 1 else shard.uri)
+    with pytest.raises(DataError, match=r"the image 's123' in '.*other\.tar' could be decoded at indexing"):
+        list(Stream(other, 0, "test", 64).epoch(0))
+
+
+def test_what_is_read_ahead_is_bounded_and_an_abandoned_epoch_ends_its_threads(
+    samples: Samples, requests: list[tuple[str, int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "_ROWS_READ_AHEAD", 1)
+    monkeypatch.setattr(stream, "_DECODED_BYTES", 1)
+    steps = Stream(samples, 0, "test", 8, window=1).epoch(0)
+    next(steps)
+    time.sleep(0.3)
+    # Two batches decoded, two more read, and one of each when the first was handed out.
+    assert 0 < len(requests) <= 6 * 8
+    steps.close()
+    assert threads() == []
+
+
+def test_memory_stays_flat_over_twenty_epochs(samples: Samples) -> None:
+    large = replace(samples, size=128)
+    growing = Stream(large, 0, "test", 64, threads=2)
+    process, seen = psutil.Process(os.getpid()), []
+    for epoch in range(20):
+        assert sum(len(step.ids) for step in growing.epoch(epoch)) == N
+        seen.append(process.memory_info().rss / 1e6)
+    of_all_epochs = 16 * N * 128 * 128 * 3 / 1e6
+    assert of_all_epochs > 250
+    assert max(seen[4:]) - max(seen[:4]) < 40
