@@ -9,6 +9,7 @@ holds the CRC-32 of every block; the manifest that makes the file count holds th
 import io
 import json
 import os
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -118,8 +119,11 @@ class EpochFile:
         return ids, found
 
     def _verified(self, start: int, stop: int, crc32: int) -> memoryview:
-        """The file with zeros in all places but start..stop-1, where Parquet's offsets find what they refer to."""
-        whole = memoryview(np.zeros(self._size, dtype=np.uint8))  # type: ignore[arg-type]  # untouched pages are free
+        """As long as the file, with its bytes start..stop-1 in their place, where Parquet's offsets find them.
+
+        Valid until this thread verifies something else.
+        """
+        whole = _room(self._size)
         wanted = whole[start:stop]
         try:
             if self._path is None:
@@ -156,6 +160,20 @@ class EpochFile:
         return CorruptArtifactError(
             f"{self._uri!r} ({self._what}) is named by its manifest but missing: {storage.MEND}"
         )
+
+
+_ROOM = threading.local()
+
+
+def _room(size: int) -> memoryview:
+    """This thread's memory for what it decodes next: taking new memory from the system costs more than filling it.
+
+    What was there before stays where nothing is written; pages that nobody touches take no memory.
+    """
+    if not hasattr(_ROOM, "bytes") or len(_ROOM.bytes) < size:
+        _ROOM.bytes = memoryview(np.zeros(size, dtype=np.uint8))  # type: ignore[arg-type]
+    room: memoryview = _ROOM.bytes[:size]
+    return room
 
 
 def _to_numpy(column: pa.ChunkedArray) -> NDArray[Any]:

@@ -99,11 +99,15 @@ def store_of(request: Request) -> str:
 
 
 def cut(n: int, span: int, tasks: int) -> list[tuple[int, int]]:
-    """0..n-1 in nearly equal ranges [low, high) of whole blocks, up to two a task: each opens every file anew."""
+    """0..n-1 in nearly equal ranges [low, high) of whole blocks, up to two a task: each opens every file anew.
+
+    The larger ones come first, so that no task begins one when the others end.
+    """
     unit = max(span, SUM_ROWS)  # both are powers of two
     blocks = -(-n // unit)
     count = min(2 * tasks, blocks)
-    return list(pairwise([unit * (blocks * i // count) for i in range(count)] + [n]))
+    size, larger = divmod(blocks, count)
+    return list(pairwise([unit * (i * size + min(i, larger)) for i in range(count)] + [n]))
 
 
 def _reduce(

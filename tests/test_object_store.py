@@ -71,6 +71,7 @@ def semiprune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     return status, captured.out + captured.err
 
 
+@pytest.mark.slow
 def test_a_run_in_the_store_is_the_run_on_disk(
     digits: Path,
     reference_run: Path,

@@ -244,3 +244,16 @@ def assert_equal(read: list[dict[str, NDArray[Any]]], expected: list[dict[str, N
     for one, other in zip(read, expected, strict=True):
         for name in one:
             np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_what_was_read_stays_when_more_is_read(recorded: Path) -> None:
+    """The memory for what is decoded next is used again; nothing that was handed out lies in it."""
+    store = DynamicsStore(str(recorded))
+    (file, *_) = store.files(0)
+    read = [values for _, values in file.blocks(COLUMNS)]
+    before = [{name: column.copy() for name, column in values.items()} for values in read]
+    for epoch in store.epochs:
+        store.read(epoch, 0, N, COLUMNS)
+    for values, expected in zip(read, before, strict=True):
+        for name, column in values.items():
+            np.testing.assert_array_equal(column, expected[name])

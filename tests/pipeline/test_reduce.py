@@ -155,7 +155,7 @@ def test_several_scores_in_one_pass_are_those_of_single_passes(store: str, expec
 
 @pytest.mark.parametrize(
     ("cut", "chunk", "read_bytes"),
-    [(400, 23, 1 << 28), (3, 400, 1 << 28), (200, 1, 1), (57, 16, 40_000), (100, 7, 200_000)],
+    [(400, 23, 1 << 28), (31, 400, 1 << 28), (200, 1, 1), (57, 16, 40_000), (100, 7, 200_000)],
 )
 def test_any_cut_gives_the_same_bytes(
     store: str, expected: pa.Table, cut: int, chunk: int, read_bytes: int, monkeypatch: pytest.MonkeyPatch
