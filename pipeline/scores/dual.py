@@ -1,7 +1,7 @@
 """DUAL: uncertain and hard at once, from the early part of training."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,10 +10,11 @@ from pipeline.scores import Records, Score
 
 
 class Dual(Score):
-    """dual: mean over windows of J records in the first T epochs of 10 * std(p_label, ddof=1) * (1 - mean(p_label)).
+    """dual: mean over windows of J records in the first T epochs of 10 * std(p_label, ddof) * (1 - mean(p_label)).
 
-    0 and above, high is hard, NaN with fewer than J records. dual_mean: mean p_label over the first T epochs, 0..1, low
-    is hard. T: 30 for 32x32 images, 60 for ImageNet. Windows run over an example's own records.
+    0 and above, high is hard, NaN with fewer than J records; SemiPrune's ImageNet code has ddof=0, which ranks alike.
+    dual_mean: mean p_label over the first T epochs, 0..1, low is hard. T: 30 for 32x32 images, 60 for ImageNet. Windows
+    run over an example's own records.
     """
 
     reads: ClassVar = ("p_label",)
@@ -27,10 +28,11 @@ class Dual(Score):
 
     @dataclass(frozen=True)
     class Options(Score.Options):
-        """T: epochs; J: records in a window."""
+        """T: epochs; J: records in a window; ddof: of its standard deviation."""
 
         T: int = 30
         J: int = 10
+        ddof: Literal[0, 1] = 1
 
         def __post_init__(self) -> None:
             if not 2 <= self.J <= self.T:
@@ -48,5 +50,6 @@ class Dual(Score):
 
     def values(self) -> dict[str, NDArray[np.float64]]:
         """Columns dual and dual_mean."""
-        num_windows = np.maximum(self.count - self.options.J + 1, 0)
-        return {"dual": 10 * self._windows / num_windows, "dual_mean": self._sum / self.count}
+        J, ddof = self.options.J, self.options.ddof
+        scale = 10 * np.sqrt((J - 1) / (J - ddof))
+        return {"dual": scale * self._windows / np.maximum(self.count - J + 1, 0), "dual_mean": self._sum / self.count}

@@ -1,7 +1,7 @@
 """Dyn-Unc: how much the label's probability fluctuates within a window, over all of training."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from pipeline.scores import Records, Score
 
 
 class DynUnc(Score):
-    """Mean over all windows of J records of 10 * std(p_label, ddof=1): 0..7.1, high is hard, NaN with fewer than J.
+    """Mean over all windows of J records of 10 * std(p_label, ddof): 0..7.1, high is hard, NaN with fewer than J.
 
     Windows run over an example's own records. Unlike the authors' code, the last window counts, and a probability of 0
     is one.
@@ -24,9 +24,10 @@ class DynUnc(Score):
 
     @dataclass(frozen=True)
     class Options(Score.Options):
-        """J: records in a window."""
+        """J: records in a window; ddof: of its standard deviation."""
 
         J: int = 10
+        ddof: Literal[0, 1] = 1
 
         def __post_init__(self) -> None:
             if self.J < 2:
@@ -47,4 +48,5 @@ class DynUnc(Score):
 
     def values(self) -> dict[str, NDArray[np.float64]]:
         """Column dyn_unc."""
-        return {"dyn_unc": 10 * self._sum / np.maximum(self.count - self.options.J + 1, 0)}
+        J, ddof = self.options.J, self.options.ddof
+        return {"dyn_unc": 10 * np.sqrt((J - 1) / (J - ddof)) * self._sum / np.maximum(self.count - J + 1, 0)}

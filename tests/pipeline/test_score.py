@@ -24,7 +24,7 @@ def config(text: str) -> ScoreConfig:
 
 def test_settings_are_complete_and_sorted_so_that_equal_ones_have_equal_keys() -> None:
     short = config('{"forgetting": {}, "dual": {"T": 30}}')
-    assert short.scores == {"dual": {"T": 30, "J": 10}, "forgetting": {"never_learned": "max"}}
+    assert short.scores == {"dual": {"T": 30, "J": 10, "ddof": 1}, "forgetting": {"never_learned": "max"}}
     assert list(short.scores) == ["dual", "forgetting"]
     assert config(json.dumps(short.model_dump())) == short
     assert (
@@ -39,7 +39,7 @@ def test_settings_are_complete_and_sorted_so_that_equal_ones_have_equal_keys() -
         ("{}", "no score is asked for: choose from aum, aum_logit"),
         ('{"loss": {}}', "there is no score 'loss': choose from aum"),
         ('{"dual": {"T": 5}}', "J=10 must be 2 or more and at most T=5"),
-        ('{"dual": {"T": 30, "K": 5}}', "no option 'K': choose from T, J"),
+        ('{"dual": {"T": 30, "K": 5}}', "no option 'K': choose from T, J, ddof"),
         ('{"aum": null}', "should be an object"),
         ("[]", "should be an object"),
     ],

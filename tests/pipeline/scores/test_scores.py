@@ -409,7 +409,7 @@ def test_options_narrow_what_is_taken() -> None:
     [
         ("loss", {}, f"there is no score 'loss': choose from {CHOICES}"),
         ("aum", {"T": 1}, "score 'aum' has no option 'T': it has none"),
-        ("dual", {"t": 1}, "score 'dual' has no option 't': choose from T, J"),
+        ("dual", {"t": 1}, "score 'dual' has no option 't': choose from T, J, ddof"),
         ("dual", {"T": "30"}, "score 'dual': T='30' cannot be used: input should be a valid integer"),
         ("dual", {"T": 5}, "score 'dual': J=10 must be 2 or more and at most T=5"),
         ("dual", {"J": 1}, "J=1 must be 2 or more"),
@@ -469,3 +469,10 @@ def test_no_two_scores_share_a_column() -> None:
 
 def test_numpy_numbers_are_numbers() -> None:
     assert SCORES.options("dual", {"T": np.int64(20), "J": np.int32(5)}) == SCORES.options("dual", {"T": 20, "J": 5})
+
+
+@pytest.mark.parametrize("name", ["dual", "dyn_unc"])
+def test_the_other_standard_deviation_ranks_alike(name: str) -> None:
+    logits, labels, _ = learning(50)
+    sample, whole = (score(name, history(logits, labels), ddof=ddof)[name] for ddof in (1, 0))
+    np.testing.assert_allclose(whole, sample * np.sqrt(9 / 10), rtol=1e-6)
