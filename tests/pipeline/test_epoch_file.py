@@ -53,7 +53,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["local", "memory"])
 def uri(request: pytest.FixtureRequest, recorded: Path, tmp_path: Path) -> str:
-    """The same store on a disk, whose files are mapped, and elsewhere, where ranges are read."""
+    """The same store on a disk and elsewhere."""
     return copy(recorded, str(tmp_path / "dynamics") if request.param == "local" else f"memory://{tmp_path.name}")
 
 
