@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dynamics import DynamicsPart, DynamicsStore, DynamicsWriter
+from pipeline.dynamics import DynamicsPart, DynamicsWriter
+from pipeline.dynamics_store import DynamicsStore
 
 NUM_CLASSES = 100
 

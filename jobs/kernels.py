@@ -54,7 +54,7 @@ def score_store(
     """
     import pyarrow.compute as pc
 
-    from pipeline.dynamics import DynamicsStore
+    from pipeline.dynamics_store import DynamicsStore
     from pipeline.reduce import Reduction, lacking, reduce_all
 
     options = {}

@@ -29,6 +29,9 @@ STATISTICS = ("p_label", "p_other", "el2n", "entropy")
 VECTORS = ("probs", "embedding")
 """Columns of a float32 vector a record, where they were asked for."""
 
+READ_BYTES = 1 << 20
+"""Of blocks side by side that are read in one piece, at most, unless one is larger."""
+
 
 @dataclass(frozen=True)
 class Footer:
@@ -88,7 +91,7 @@ class EpochFile:
         self._size = size
         self._what = what
         self._path = storage.resolve(uri)[1] if storage.is_local(uri) else None
-        self._metadata = pq.read_metadata(pa.BufferReader(self._verified(footer.start, size, footer.crc32)))
+        self._metadata = pq.read_metadata(pa.BufferReader(self._verified([footer.start, size], [footer.crc32])))
         blocks = json.loads(self._metadata.metadata[b"blocks"])
         self.first = np.array(blocks["first"], dtype=np.int64)
         self.last = np.array(blocks["last"], dtype=np.int64)
@@ -98,32 +101,37 @@ class EpochFile:
     def blocks(
         self, columns: Sequence[str], low: int = 0, high: int = 2**63 - 1
     ) -> Iterator[tuple[NDArray[np.int64] | range, dict[str, NDArray[Any]]]]:
-        """Ids, ascending, and these columns, [m] each, vectors [m, C]: of ids low..high-1, a block at a time."""
-        for block in range(int(np.searchsorted(self.last, low)), int(np.searchsorted(self.first, high))):
-            ids, values = self._read(block, columns)
+        """Ids, ascending, and these columns, [m] each, vectors [m, C]: of ids low..high-1, a few blocks at a time."""
+        block, end = int(np.searchsorted(self.last, low)), int(np.searchsorted(self.first, high))
+        while block < end:
+            fitting = int(np.searchsorted(self._ends, self._ends[block] + READ_BYTES, side="right")) - 1
+            blocks = range(block, min(max(fitting, block + 1), end))
+            block = blocks.stop
+            ids, values = self._read(blocks, columns)
             start, stop = np.searchsorted(ids, (low, high)) if ids[0] < low or ids[-1] >= high else (0, len(ids))
             if stop - start < len(ids):
                 ids, values = ids[start:stop], {name: column[start:stop] for name, column in values.items()}
             yield ids, values
 
-    def _read(self, block: int, columns: Sequence[str]) -> tuple[NDArray[np.int64] | range, dict[str, NDArray[Any]]]:
-        start, stop = self._ends[block], self._ends[block + 1]
-        data = self._verified(start, stop, self._crc32[block])
-        rows = self._metadata.row_group(block).num_rows
-        first, last = int(self.first[block]), int(self.last[block])
+    def _read(self, blocks: range, columns: Sequence[str]) -> tuple[NDArray[np.int64] | range, dict[str, NDArray[Any]]]:
+        first, last = int(self.first[blocks[0]]), int(self.last[blocks[-1]])
+        data = self._verified(self._ends[blocks.start : blocks.stop + 1], self._crc32[blocks.start : blocks.stop])
+        rows = sum(self._metadata.row_group(block).num_rows for block in blocks)
         dense = last - first == rows - 1
+        names = [*([] if dense else ["sample_id"]), *columns]
         file = pq.ParquetFile(pa.BufferReader(data), metadata=self._metadata)
-        table = file.read_row_group(block, columns=[*([] if dense else ["sample_id"]), *columns], use_threads=False)
+        table = file.read_row_groups(list(blocks), columns=names, use_threads=False)
         found = {name: _to_numpy(table[name]) for name in table.column_names}
         ids = range(first, last + 1) if dense else found.pop("sample_id")
         return ids, found
 
-    def _verified(self, start: int, stop: int, crc32: int) -> memoryview:
-        """As long as the file, with its bytes start..stop-1 in their place, where Parquet's offsets find them.
+    def _verified(self, bounds: Sequence[int], crc32: Sequence[int]) -> memoryview:
+        """As long as the file, with the pieces between `bounds` in their place, where Parquet's offsets find them.
 
         Valid until this thread verifies something else.
         """
         whole = _room(self._size)
+        start, stop = bounds[0], bounds[-1]
         wanted = whole[start:stop]
         try:
             if self._path is None:
@@ -138,7 +146,7 @@ class EpochFile:
             raise UserError(f"no permission for {self._uri!r}: allow it to this user") from error
         except OSError as error:
             raise self._damaged("it cannot be read") from error
-        if count != stop - start or zlib.crc32(wanted) != crc32:
+        if count != stop - start or [zlib.crc32(whole[low:high]) for low, high in pairwise(bounds)] != list(crc32):
             raise self._damaged("its checksum is not the one recorded")
         return whole
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.dynamics import DynamicsStore
+from pipeline.dynamics_store import DynamicsStore
 from pipeline.errors import UserError
 from pipeline.scores import Records, Request, Score
 from pipeline.stage import Progress
@@ -19,7 +19,10 @@ CHUNK = 1 << 15
 """Ids that the scores take in at a time, so that what they work on stays in a core's cache."""
 
 READ_BYTES = 1 << 24
-"""Decoded columns that are held at a time: as many epochs of a block as fit are read before the scores take them in."""
+"""Decoded columns that are held at a time: of so many blocks that TOGETHER epochs fit, or more epochs of fewer ids."""
+
+TOGETHER = 8
+"""Epochs that a chunk takes in at a time, so that its state comes into the cache once for all of them."""
 
 WORTH_PROCESSES = 1 << 27
 """Records above which processes pay, which take a second or two to start: one scores some 50 million a second."""
@@ -62,19 +65,24 @@ class Reduction:
 
         The values do not depend on how ids are cut into ranges.
         """
-        span = self.store.span
-        bounds = [low, *range(low // span * span + span, high, span), high] if low < high else [low, low]
-        blocks = [self._block(start, stop) for start, stop in pairwise(bounds)]
-        columns = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+        span, fitting = self.store.span, READ_BYTES // (TOGETHER * self._bytes)
+        step = max(1, fitting // span) * span
+        bounds = [low, *range(low // span * span + step, high, step), high] if low < high else [low, low]
+        chunks = [chunk for start, stop in pairwise(bounds) for chunk in self._chunks(start, stop)]
+        columns = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
         return pa.table({"sample_id": np.arange(low, high), **columns})
 
-    def _block(self, low: int, high: int) -> dict[str, NDArray[np.float32]]:
-        """A chunk takes in a few epochs at a time, so that its state comes into the cache once for all of them."""
+    @property
+    def _bytes(self) -> int:
+        """Of the decoded columns of a record, at most."""
+        return 4 * max(sum(self.store.columns[name] for name in columns) for columns in self.takes.values())
+
+    def _chunks(self, low: int, high: int) -> list[dict[str, NDArray[np.float32]]]:
+        """The columns of ids low..high-1, chunk by chunk."""
         cuts = [(start, min(start + CHUNK, high - low)) for start in range(0, max(high - low, 1), CHUNK)]
         chunks = [_Chunk(self, stop - start) for start, stop in cuts]
         epochs = list(self.takes)
-        width = max(sum(self.store.columns[name] for name in columns) for columns in self.takes.values())
-        group = max(1, READ_BYTES // max(1, 4 * width * (high - low)))
+        group = max(1, READ_BYTES // max(1, self._bytes * (high - low)))
         rooms: list[dict[str, NDArray[Any]]] = [{} for _ in range(group)]
         for first in range(0, len(epochs), group):
             read = {
@@ -84,8 +92,7 @@ class Reduction:
             for (start, stop), chunk in zip(cuts, chunks, strict=True):
                 for epoch, columns in read.items():
                     chunk.update(epoch, {name: column[start:stop] for name, column in columns.items()})
-        results = [chunk.result() for chunk in chunks]
-        return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+        return [chunk.result() for chunk in chunks]
 
 
 class _Chunk:
@@ -104,11 +111,10 @@ class _Chunk:
         }
 
     def update(self, epoch: int, columns: Mapping[str, NDArray[Any]]) -> None:
-        rows = slice(None)
-        windows = {
-            J: windows.push(columns["p_label"], rows) for J, (windows, stop) in self._windows.items() if epoch < stop
-        }
-        records = Records(epoch, rows, columns, windows)
+        records = Records(epoch, slice(None), columns)
+        for J, (windows, stop) in self._windows.items():
+            if epoch < stop:
+                records.windows[J] = windows.push(records["p_label"], records.rows)
         for kernel, epochs, _ in self._kernels:
             if epoch in epochs:
                 kernel.update(records)
@@ -143,20 +149,21 @@ def reduce_store(uri: str, requests: Sequence[Request]) -> pa.Table:
 
 
 def reduce_all(reduction: Reduction, progress: Progress | None = None) -> pa.Table:
-    """The same, block by block: here, or where that is faster in processes, one a core.
+    """The same, range by range: here, or where that is faster in processes, one a core.
 
     Threads would wait for each other, since kernels are many short calls of numpy. joblib's processes start without a
     look at the main module, so this works in a notebook, a script without a guard and a Ray task as well.
     """
     from joblib import Parallel, cpu_count, delayed
 
-    n, span = reduction.store.num_samples, reduction.store.span
-    starts = range(0, n, span)
+    n, span, cores = reduction.store.num_samples, reduction.store.span, cpu_count()
+    step = max(1, n // (4 * cores * span)) * span  # whole blocks: a range in a process opens every file anew
+    starts = range(0, n, step)
     worth = n * len(reduction.takes) >= WORTH_PROCESSES
-    workers = Parallel(n_jobs=min(cpu_count(), len(starts)) if worth else 1, return_as="generator")
+    workers = Parallel(n_jobs=min(cores, len(starts)) if worth else 1, return_as="generator")
     tables = []
-    for table in workers(delayed(reduction.range)(low, min(low + span, n)) for low in starts):
+    for table in workers(delayed(reduction.range)(low, min(low + step, n)) for low in starts):
         tables.append(table)
         if progress:
-            progress(len(tables), len(starts), "blocks")
+            progress(len(tables), len(starts), "ranges")
     return pa.concat_tables(tables).combine_chunks()

@@ -14,7 +14,7 @@ from pydantic import field_validator, model_validator
 
 from pipeline import storage
 from pipeline.config import Config
-from pipeline.dynamics import DynamicsStore
+from pipeline.dynamics_store import DynamicsStore
 from pipeline.parallel import map_items
 from pipeline.pseudo_label import train_labels
 from pipeline.reduce import Reduction

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.dynamics import DynamicsStore
+from pipeline.dynamics_store import DynamicsStore
 from pipeline.index import load_index
 from pipeline.stage import Artifact
 from tests.running import REPOSITORY, artifacts, descendants, finish, kill_tree, run, start, tiny_recipe, wait_for

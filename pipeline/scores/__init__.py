@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.registry import ChoiceError, Component, Registry
-from pipeline.windows import Rows, Window
+from pipeline.windows import Counts, Rows, Window
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,20 +28,27 @@ Harder = Literal["high", "low"]
 class Records:
     """What one epoch says of m of a kernel's n examples; one that has no record in this epoch is not among them.
 
-    epoch: 0-based; rows: which of the n examples these are; columns: those that the score `reads`, [m] each:
-    p_label f32, probability of the label trained on, 0..1; p_other f32, the largest other probability, 0..1; el2n f32,
-    L2 norm of (softmax - one-hot), 0..sqrt(2); entropy f32, of the softmax in nats; correct bool, the argmax is the
-    label; where they were recorded, probs f32[m, C] and embedding f32[m, d]. windows: of p_label, by J, for a score
-    that is `windowed`. Their memory is used again for a later epoch: copy what is to be kept.
+    epoch: 0-based; rows: which of the n examples these are; columns: as recorded, those that the score `reads`, [m]
+    each: p_label f32, probability of the label trained on, 0..1; p_other f32, the largest other probability, 0..1; el2n
+    f32, L2 norm of (softmax - one-hot), 0..sqrt(2); entropy f32, of the softmax in nats; correct bool, the argmax is
+    the label; where they were recorded, probs f32[m, C] and embedding f32[m, d]. windows: of p_label, by J, for a score
+    that is `windowed`. All scores are given the same arrays, and the next epoch their memory: copy what is to be kept
+    or changed.
     """
 
     epoch: int
     rows: Rows
     columns: Mapping[str, NDArray[Any]]
-    windows: Mapping[int, Window] = field(default_factory=dict)
+    windows: dict[int, Window] = field(default_factory=dict)
+    _converted: dict[str, NDArray[Any]] = field(default_factory=dict, init=False, repr=False)
 
     def __getitem__(self, column: str) -> NDArray[Any]:
-        return self.columns[column]
+        """A column to be summed: numbers as float64, converted once for all scores; others as they are."""
+        if column not in self._converted:
+            values = self.columns[column]
+            number = values.ndim == 1 and values.dtype == np.float32
+            self._converted[column] = values.astype(np.float64) if number else values
+        return self._converted[column]
 
 
 class Score(Component, ABC):
@@ -60,8 +67,8 @@ class Score(Component, ABC):
 
     def __init__(self, n: int, options: Any, prepared: Any = None) -> None:
         self.options = options
-        self.count = np.zeros(n, dtype=np.int32)
-        """Records of each example so far."""
+        self.count = Counts(n)
+        """Records of each example so far: `count[rows]`."""
 
     @classmethod
     def epochs(cls, options: Any, recorded: int) -> range:
@@ -75,14 +82,14 @@ class Score(Component, ABC):
 
     def update(self, records: Records) -> None:
         """Take in one of its epochs; they come in order."""
-        self.count[records.rows] += 1
+        self.count.add(records.rows)
         self.add(records)
 
     def result(self) -> dict[str, NDArray[np.float32]]:
         """f32[n] for every column of `harder`; NaN where there was no record."""
+        known = self.count[:] > 0
         with np.errstate(invalid="ignore", divide="ignore"):  # 0 / 0 is the NaN of an example without records
-            columns = self.values()
-            return {name: np.where(self.count > 0, x, np.nan).astype(np.float32) for name, x in columns.items()}
+            return {name: np.where(known, x, np.nan).astype(np.float32) for name, x in self.values().items()}
 
     @abstractmethod
     def add(self, records: Records) -> None:

@@ -25,4 +25,4 @@ class Confidence(Score):
 
     def values(self) -> dict[str, NDArray[np.float64]]:
         """Column confidence."""
-        return {"confidence": self._sum / self.count}
+        return {"confidence": self._sum / self.count[:]}

@@ -43,13 +43,13 @@ class Dual(Score):
         self._sum, self._windows = np.zeros(n), np.zeros(n)
 
     def add(self, records: Records) -> None:
-        """Add a record and the window that it completes; before it does, its std is 0."""
+        """Add a record and the window that it completes; before it does, its norm is 0."""
         window = records.windows[self.options.J]
         self._sum[records.rows] += records["p_label"]
-        self._windows[records.rows] += window.std * (1 - window.mean)
+        self._windows[records.rows] += window.norm * (1 - window.mean)
 
     def values(self) -> dict[str, NDArray[np.float64]]:
         """Columns dual and dual_mean."""
         J, ddof = self.options.J, self.options.ddof
-        scale = 10 * np.sqrt((J - 1) / (J - ddof))
-        return {"dual": scale * self._windows / np.maximum(self.count - J + 1, 0), "dual_mean": self._sum / self.count}
+        windows = np.maximum(self.count[:] - J + 1, 0)
+        return {"dual": 10 / np.sqrt(J - ddof) * self._windows / windows, "dual_mean": self._sum / self.count[:]}

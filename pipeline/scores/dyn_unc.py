@@ -43,10 +43,11 @@ class DynUnc(Score):
         return range(max(recorded, options.J))
 
     def add(self, records: Records) -> None:
-        """Add the window that a record completes; before it does, its std is 0."""
-        self._sum[records.rows] += records.windows[self.options.J].std
+        """Add the window that a record completes; before it does, its norm is 0."""
+        self._sum[records.rows] += records.windows[self.options.J].norm
 
     def values(self) -> dict[str, NDArray[np.float64]]:
         """Column dyn_unc."""
         J, ddof = self.options.J, self.options.ddof
-        return {"dyn_unc": 10 * np.sqrt((J - 1) / (J - ddof)) * self._sum / np.maximum(self.count - J + 1, 0)}
+        windows = np.maximum(self.count[:] - J + 1, 0)
+        return {"dyn_unc": 10 / np.sqrt(J - ddof) * self._sum / windows}

@@ -35,11 +35,11 @@ class Forgetting(Score):
     def add(self, records: Records) -> None:
         """Compare with the record before."""
         correct, rows = records["correct"], records.rows
-        self._events[rows] += self._last[rows] & ~correct
+        self._events[rows] += self._last[rows] > correct
         self._last[rows] = correct
         self._ever[rows] |= correct
 
     def values(self) -> dict[str, NDArray[np.int32]]:
         """Column forgetting, whole numbers."""
-        never = self.count if self.options.never_learned == "max" else np.zeros_like(self.count)
+        never = self.count[:] if self.options.never_learned == "max" else 0
         return {"forgetting": np.where(self._ever, self._events, never)}

@@ -46,24 +46,26 @@ class Tdds(Score):
         self._windows = Windows(n, self.options.J - 1)
 
     def add(self, records: Records) -> None:
-        """Push the kl to the record before, and average the window that it completes; before it does, its std is 0."""
+        """Push the kl to the record before, and average the window that it completes; before it does, its norm is 0."""
         rows, p = records.rows, records["probs"]
         if self._logs.shape[1] != p.shape[1]:
-            self._logs = np.zeros((len(self.count), p.shape[1]), dtype=np.float32)
+            self._logs = np.zeros((len(self._sum), p.shape[1]), dtype=np.float32)
         logs = p + np.float32(1e-8)
         np.log(logs, out=logs)
         change = self._logs[rows]
         np.abs(np.subtract(logs, change, out=change), out=change)
         kl = np.einsum("ij,ij->i", p, change)  # its sums are a row's own, where those of a matrix product need not be
         self._logs[rows] = logs
-        known = self.count[rows] > 1
+        known = np.broadcast_to(self.count[rows] > 1, len(kl))
+        if not known.any():
+            return
         if not known.all():
-            rows, kl = np.arange(len(self.count))[rows][known], kl[known]
-        decay, norms = self.options.decay, self._windows.push(kl, rows).std
-        norms *= decay * np.sqrt(self.options.J - 2)
+            rows, kl = np.arange(len(self._sum))[rows][known], kl[known]
+        decay, norms = self.options.decay, self._windows.push(kl.astype(np.float64), rows).norm
+        norms *= decay
         self._sum[rows] *= 1 - decay
         self._sum[rows] += norms
 
     def values(self) -> dict[str, NDArray[np.float64]]:
         """Column tdds."""
-        return {"tdds": np.where(self.count >= self.options.J, self._sum, np.nan)}
+        return {"tdds": np.where(self.count[:] >= self.options.J, self._sum, np.nan)}

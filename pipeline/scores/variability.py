@@ -25,17 +25,17 @@ class Variability(Score):
 
     def add(self, records: Records) -> None:
         """Add one epoch's difference to the first, and its square."""
-        rows, change = records.rows, records["p_label"].astype(np.float64)
+        rows, p = records.rows, records["p_label"]
         first, new = self._first[rows], self.count[rows] == 1
-        if new.any():
-            first[new] = change[new]
+        if np.any(new):
+            np.copyto(first, p, where=new)
             self._first[rows] = first
-        change -= first
+        change = p - first
         self._sum[rows] += change
         change *= change
         self._squares[rows] += change
 
     def values(self) -> dict[str, NDArray[np.float64]]:
         """Column variability."""
-        variance = (self._squares - self._sum * self._sum / self.count) / self.count
+        variance = (self._squares - self._sum * self._sum / self.count[:]) / self.count[:]
         return {"variability": np.sqrt(np.maximum(variance, 0))}

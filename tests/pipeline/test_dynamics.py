@@ -1,7 +1,5 @@
 """Dynamics: each record is what the formulas say, each epoch holds every id once, whoever dies or races."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import counter, dynamics, storage
-from pipeline.dynamics import DynamicsPart, DynamicsStore, DynamicsWriter
+from pipeline.dynamics import DynamicsPart, DynamicsWriter
+from pipeline.dynamics_store import DynamicsStore
 from pipeline.epochs import EpochLog
 from pipeline.errors import UserError
 from pipeline.registry import ChoiceError
@@ -235,17 +234,6 @@ def test_what_cannot_be_recorded_is_said(
         writer.commit_epoch(0)
 
 
-def test_a_store_that_is_none_and_one_of_two_pools_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has no committed epoch"):
-        DynamicsStore(str(tmp_path / "nothing"))
-    for epoch, n in enumerate((4, 6)):
-        writer = DynamicsWriter(str(tmp_path), n)
-        writer.observe(*random_epoch(n))
-        writer.commit_epoch(epoch)
-    with pytest.raises(UserError, match=r"pools of \[4, 6\] samples"):
-        DynamicsStore(str(tmp_path))
-
-
 @pytest.mark.parametrize("place", ["memory", "s3"])
 def test_an_object_store_serves_as_well_as_a_disk(place: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     uri = "memory://dynamics-test/store" if place == "memory" else f"{request.getfixturevalue('s3_root')}/store"
@@ -359,15 +347,6 @@ def test_embeddings_come_back_as_they_were(tmp_path: Path) -> None:
     np.testing.assert_array_equal(store.read(0, 0, 100, ["embedding"])["embedding"][ids], embeddings.detach().numpy())
 
 
-def test_a_column_that_only_some_epochs_have_is_not_the_store_s(tmp_path: Path) -> None:
-    ids, logits, labels = random_epoch(9)
-    for epoch, embedding in enumerate((None, logits[:, :2], logits[:, :3])):
-        writer = DynamicsWriter(str(tmp_path), 9, probs=epoch > 0)
-        writer.observe(ids, logits, labels, embedding)
-        writer.commit_epoch(epoch)
-    assert DynamicsStore(str(tmp_path)).columns == dict.fromkeys(PLAIN, 1)
-
-
 def test_batches_of_other_shapes_and_ranks_of_other_columns_are_refused(tmp_path: Path) -> None:
     ids, logits, labels = random_epoch(6)
     writer = DynamicsWriter(str(tmp_path), 6)
@@ -418,32 +397,6 @@ def test_parts_of_another_epoch_are_refused(tmp_path: Path) -> None:
 def test_a_writer_without_samples_or_with_a_rank_that_is_none_is_refused(tmp_path: Path, arguments: Any) -> None:
     with pytest.raises(UserError, match="give it 1 sample or more, and ranks from 0 to world_size - 1"):
         DynamicsWriter(str(tmp_path), *arguments)
-
-
-def test_the_sample_of_a_store_is_a_hash_s_and_in_order(tmp_path: Path) -> None:
-    n = 3000
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dynamics, "BLOCK_ROWS", 256)
-        writers = [DynamicsWriter(str(tmp_path), n, rank, 2) for rank in range(2)]
-        record(writers, *random_epoch(n))
-        writers[0].commit_epoch(0, flush(writers, 0))
-    store = DynamicsStore(str(tmp_path))
-    everything = store.read(0, 0, n, ["p_label", "correct"])
-    whole = store.sample(0, ["p_label", "correct"])
-    for name, column in everything.items():
-        np.testing.assert_array_equal(whole[name], column)
-    some = store.sample(0, ["p_label"], size=300)["p_label"]
-    assert 200 < len(some) < 400
-    places = np.flatnonzero(np.isin(everything["p_label"], some))
-    assert len(places) == len(some) and (everything["p_label"][places] == some).all()
-    again = store.sample(0, ["p_label"], size=600)["p_label"]
-    assert set(some.tolist()) < set(again.tolist())  # a larger sample has the smaller one
-
-
-def test_a_commit_log_without_dynamics_is_no_store(tmp_path: Path) -> None:
-    EpochLog(str(tmp_path)).commit(0, [], b"a training's")
-    with pytest.raises(UserError, match="holds commits without training dynamics: name the folder of a DynamicsWriter"):
-        DynamicsStore(str(tmp_path))
 
 
 class KilledError(Exception):
@@ -552,8 +505,3 @@ def test_of_two_attempts_alive_at_once_one_is_recorded_and_the_other_stops(tmp_p
     assert named < {path.name for path in tmp_path.glob("*.parquet")}
     p = store.read(0, 0, 8, ["p_label"])["p_label"][ids]
     assert p.tolist() == pytest.approx([by_hand(z * 2, y)["p_label"] for z, y in zip(logits, labels, strict=True)])
-
-
-def test_reading_needs_neither_torch_nor_ray() -> None:
-    code = "import sys, pipeline.reduce, pipeline.selectors; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline import dynamics, storage
-from pipeline.dynamics import DynamicsStore, DynamicsWriter
+from pipeline.dynamics import DynamicsWriter
+from pipeline.dynamics_store import DynamicsStore
 from pipeline.epoch_file import EpochFile, encode
 from pipeline.errors import CorruptArtifactError
 from pipeline.stage import Part

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline import dynamics, reduce
-from pipeline.dynamics import DynamicsStore, DynamicsWriter
+from pipeline.dynamics import DynamicsWriter
+from pipeline.dynamics_store import DynamicsStore
 from pipeline.errors import UserError
 from pipeline.scores import SCORES, compute_scores, requests
 from pipeline.storage import join

@@ -24,12 +24,12 @@ def histories(kind: str, epochs: int, n: int, seed: int) -> NDArray[np.float32]:
 
 
 def slide(values: NDArray[np.float32], J: int, present: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
-    """Mean and std after every epoch, [E, 2, n]; NaN where a value is missing."""
+    """Mean and std (ddof=1) after every epoch, [E, 2, n]; NaN where a value is missing."""
     windows, found = Windows(values.shape[1], J), np.full((len(values), 2, values.shape[1]), np.nan)
     for epoch, row in enumerate(values):
         rows: Any = slice(None) if present is None or present[epoch].all() else np.flatnonzero(present[epoch])
-        window = windows.push(row[rows], rows)
-        found[epoch, 0, rows], found[epoch, 1, rows] = window.mean, window.std
+        window = windows.push(row[rows].astype(np.float64), rows)
+        found[epoch, 0, rows], found[epoch, 1, rows] = window.mean, window.norm / np.sqrt(J - 1)
     return found
 
 
@@ -86,19 +86,19 @@ def test_an_examples_bits_do_not_depend_on_who_is_beside_it(J: int, data: st.Dat
 def test_a_slice_and_its_positions_are_the_same_bits() -> None:
     values = histories("random", 25, 30, 0)
     one, two, three = Windows(30, 10), Windows(30, 10), Windows(30, 10)
-    for row in values:
+    for row in values.astype(np.float64):
         window = one.push(row, slice(None))
-        assert three.push(row, np.arange(30)).std.tobytes() == window.std.tobytes()
+        assert three.push(row, np.arange(30)).norm.tobytes() == window.norm.tobytes()
         halves = [two.push(row[:11], slice(0, 11)), two.push(row[11:], slice(11, None))]
-        assert np.concatenate([half.std for half in halves]).tobytes() == window.std.tobytes()
+        assert np.concatenate([half.norm for half in halves]).tobytes() == window.norm.tobytes()
         assert np.concatenate([half.mean for half in halves]).tobytes() == window.mean.tobytes()
 
 
 def test_what_is_pushed_is_not_changed_and_nobody_is_fine() -> None:
-    values = histories("random", 12, 3, 0)
+    values = histories("random", 12, 3, 0).astype(np.float64)
     before = values.copy()
     windows = Windows(3, 4)
     for row in values:
         windows.push(row, slice(None))
-        assert len(windows.push(row[:0], np.zeros(0, dtype=np.int64)).std) == 0
+        assert len(windows.push(row[:0], np.zeros(0, dtype=np.int64)).norm) == 0
     assert (values == before).all()

@@ -16,6 +16,7 @@ from jobs import cli
 from pipeline import dynamics, storage
 from pipeline.config import Config
 from pipeline.dynamics import DynamicsWriter
+from pipeline.dynamics_store import DynamicsStore
 from pipeline.epochs import EpochLog
 from pipeline.errors import UserError
 from pipeline.fsck import check, id_runs, verification, walk
@@ -166,7 +167,7 @@ def test_a_manifest_of_another_stage_is_damage(run: Path) -> None:
 
 def test_lost_records_are_told_as_ids(run: Path) -> None:
     """All of a file that is gone; of one that is damaged, those of the damaged block."""
-    store = dynamics.DynamicsStore(str(one(run, "proxy/*/dynamics")))
+    store = DynamicsStore(str(one(run, "proxy/*/dynamics")))
     gone, hurt = store.commits[1].files[0], store.commits[2].files[1]
     lost = [i for ids, _ in store.files(1)[0].blocks([]) for i in ids]
     file = store.files(2)[1]
