@@ -12,20 +12,22 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from models import training
-from models.augment import AugmentConfig, Draw, strong, weak
+from models.augment import AugmentConfig
 from models.backbones import ModelConfig
 from models.batch import Batch
-from models.distributed import share_buffers, sum_gradients, sum_over_ranks
+from models.distributed import share_buffers, sum_gradients
 from models.ema import Ema
-from models.precision import autocast
-from models.ssl import Unlabelled, algorithms
+from models.ssl import Step, algorithms, evened
 
 
 class SemiSupervisedConfig(training.TrainingConfig):
-    """A run of some steps; the defaults are FixMatch's for 32x32 images (2001.07685), but for the number of steps."""
+    """A run of some steps; the defaults are FixMatch's for 32x32 images (2001.07685), but for the number of steps.
+
+    Where the authors of another algorithm differ, what is left out is as they have it.
+    """
 
     algorithm: str = Field(default="fixmatch", description="an algorithm of models/ssl")
     options: dict[str, Any] = Field(
@@ -40,6 +42,14 @@ class SemiSupervisedConfig(training.TrainingConfig):
     ema_decay: float = Field(default=0.999, ge=0, lt=1, description="of the averaged network, which predicts")
     augment: AugmentConfig = AugmentConfig()
     checkpoint_every: int = Field(default=1000, ge=1, description="steps between checkpoints")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_algorithm(cls, settings: Any) -> Any:
+        name = settings.get("algorithm", "fixmatch") if isinstance(settings, dict) else None
+        if not isinstance(name, str) or name not in algorithms():
+            return settings
+        return {**algorithms()[name].defaults, **settings}
 
     @field_validator("algorithm")
     @classmethod
@@ -61,8 +71,11 @@ class SemiSupervisedConfig(training.TrainingConfig):
         except ValidationError as error:
             first = error.errors()[0]
             option = ".".join(str(part) for part in first["loc"])
-            choices = ", ".join(model.model_fields) or "none"
-            raise ValueError(f"{name!r} cannot use the option {option!r}: {first['msg']}; it has {choices}") from error
+            if first["type"] == "extra_forbidden":
+                choices = ", ".join(model.model_fields) or "no options"
+                raise ValueError(f"{name!r} has no option {option!r}; it has {choices}") from error
+            message = first["msg"][:1].lower() + first["msg"][1:]
+            raise ValueError(f"{option}={first['input']!r} cannot be used by {name!r}: {message}") from error
 
 
 class SemiSupervisedTrainer:
@@ -94,69 +107,46 @@ class SemiSupervisedTrainer:
     ) -> dict[str, float]:
         """Train on this rank's (labelled, unlabelled) batches of `steps`, and return means over steps and ranks.
 
-        batches: one pair is taken per step, and none after the last; on_step: told how many steps of the whole training
-        are done. Returned: loss_labelled; loss_unlabelled, before its weight; mask_rate, the mean weight of
-        unlabelled rows.
+        batches: one pair is taken per step, and none after the last; all ranks hold equally many rows, or the rows of a
+        step are dealt out evenly; on_step: told how many steps of the whole training are done. Returned: loss_labelled;
+        loss_unlabelled, before its weight; mask_rate, the mean weight of unlabelled rows.
         """
         totals = torch.zeros(3, dtype=torch.float64, device=self.device)
         step = None
         with training.reproducible():
             for step, (labelled, unlabelled) in zip(steps, batches, strict=False):
                 training.set_lr(self.optimizer, self.lr(step))
-                totals += self._step(step, labelled.to(self.device), unlabelled.to(self.device))
+                totals += self._step(step, evened(labelled).to(self.device), evened(unlabelled).to(self.device))
                 self.ema.update(self.model, step)
                 if on_step is not None:
                     on_step(step + 1)
         assert step == steps[-1]
         share_buffers(self.model)
         share_buffers(self.ema.module)
-        means = (sum_over_ranks(totals) / len(steps)).tolist()
+        means = (totals / len(steps)).tolist()
         return dict(zip(("loss_labelled", "loss_unlabelled", "mask_rate"), means, strict=True))
 
-    def _step(self, step: int, labelled: Batch, unlabelled: Batch) -> torch.Tensor:
-        """One update; this rank's share of [labelled loss, unlabelled loss, mask rate], on the device."""
-        augment, num_labelled = self.config.augment, len(labelled.images)
-        labelled_weak = weak(labelled.images, augment, self._draw("labelled", step, labelled))
-        unlabelled_weak = weak(unlabelled.images, augment, self._draw("weak", step, unlabelled))
-        student_views = unlabelled_weak
-        if self.algorithm.student_view == "strong":
-            student_views = strong(unlabelled.images, augment, self._draw("strong", step, unlabelled))
-
-        valid = unlabelled.valid.to(self.device, non_blocking=True)
-        target, weight = self._targets(step, unlabelled_weak, valid, unlabelled)
-        weight = weight * valid
-
-        self.model.train()
-        with autocast(self.config.precision, self.device):
-            logits = self.model(torch.cat([labelled_weak, student_views]))
-        labelled_valid = labelled.valid.to(self.device, non_blocking=True)
-        loss_labelled = training.mean_cross_entropy(
-            logits[:num_labelled], labelled.labels, labelled_valid, labelled.num_valid_global
+    def _step(self, number: int, labelled: Batch, unlabelled: Batch) -> torch.Tensor:
+        """One update; [labelled loss, unlabelled loss, mask rate] over all ranks, on the device."""
+        config = self.config
+        step = Step(
+            number,
+            config.steps,
+            labelled,
+            unlabelled,
+            self.model.train(),
+            self.ema.module,
+            config.augment,
+            config.precision,
+            self.seed,
         )
-        losses = self.algorithm.losses(logits[num_labelled:], target, weight)
-        loss_unlabelled = losses.sum() / unlabelled.num_valid_global
-
+        losses = self.algorithm(step)
         self.optimizer.zero_grad()
-        (loss_labelled + self.config.unlabelled_weight * loss_unlabelled).backward()
+        (losses.labelled + config.unlabelled_weight * losses.unlabelled).backward()
         sum_gradients(self.model.parameters())
         self.optimizer.step()
-        mask_rate = weight.sum() / unlabelled.num_valid_global
-        return torch.stack([loss_labelled, loss_unlabelled, mask_rate]).detach().double()
-
-    @torch.no_grad()
-    def _targets(
-        self, step: int, views: torch.Tensor, valid: torch.Tensor, batch: Batch
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        teacher = self.ema.module if self.algorithm.teacher == "ema" else self.model.train()
-        with autocast(self.config.precision, self.device):
-            probabilities = teacher(views).softmax(dim=1)
-        ids = torch.from_numpy(batch.sample_ids).to(self.device, non_blocking=True)
-        rows = Unlabelled(ids, probabilities, valid, batch.num_valid_global, step / self.config.steps)
-        target, weight = self.algorithm.targets(rows)
-        return target, weight
-
-    def _draw(self, view: str, step: int, batch: Batch) -> Draw:
-        return Draw(self.seed, f"semi-supervised-{view}", step, batch.sample_ids)
+        mask_rate = losses.weight.sum() / step.valid.sum()
+        return torch.stack([losses.labelled, losses.unlabelled, mask_rate]).detach().double()
 
     def predict(self, images: torch.Tensor | NDArray[np.uint8]) -> torch.Tensor:
         """Float32 logits [n, C], on the host, of the averaged network on uint8 images [n, H, W, 3]."""

@@ -1,14 +1,13 @@
-"""Semi-supervised algorithms; a file in this package that defines a subclass of `Algorithm` named `ALGORITHM` is found.
+"""Semi-supervised algorithms; a file in this package with a subclass of `Algorithm` is an algorithm of that name.
 
-An algorithm says what unlabelled rows are taught and how much each counts; the training loop owns all else. That fits
-every algorithm whose unlabelled loss is a sum over rows; one that mixes images of different samples (MixMatch,
-1905.02249) needs a loop of its own.
+Most say what unlabelled rows are taught and how much each counts (`targets`); others take the whole step into their own
+hands (`forward`). The training loop owns all else.
 """
 
 import functools
 import importlib
 import pkgutil
-from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -16,54 +15,88 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from models.ssl._step import Step, evened
 from pipeline.config import Config
+
+__all__ = ["Algorithm", "Losses", "Step", "algorithms", "evened", "mean", "ramp", "sharpen"]
 
 
 @dataclass(frozen=True)
-class Unlabelled:
-    """What an algorithm sees of this rank's n unlabelled rows of a step, on the device.
+class Losses:
+    """Of one step, over all ranks: two scalars, and the weight [n] of each unlabelled row, 0 to 1, 0 for padding."""
 
-    sample_ids: int64 [n]; probabilities: float32 [n, C], the teacher's on the weak views; valid: bool [n], False for
-    padding, which must enter no statistic; num_valid_global: valid rows over all ranks; progress: of the whole run, 0
-    to below 1.
-    """
-
-    sample_ids: torch.Tensor
-    probabilities: torch.Tensor
-    valid: torch.Tensor
-    num_valid_global: int
-    progress: float
+    labelled: torch.Tensor
+    unlabelled: torch.Tensor
+    weight: torch.Tensor
 
 
 class Algorithm(nn.Module):
     """One semi-supervised algorithm; its memory is registered buffers, which checkpoints include.
 
-    A statistic over rows is the same on all ranks if its sum goes through models.distributed.sum_over_ranks.
-
-    Options: its settings; teacher: which network sees the weak views, "model" in training mode or "ema" in evaluation
-    mode; student_view: the views of the unlabelled rows that the network is trained on.
+    defaults: settings of SemiSupervisedConfig that its authors have otherwise; teacher: which network predicts on the
+    weak views, "model" in training mode or "ema" in evaluation mode.
     """
 
-    Options: ClassVar[type[Config]]
+    class Options(Config):
+        """No settings; an algorithm that has some derives from this class."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {}
     teacher: ClassVar[Literal["model", "ema"]] = "model"
-    student_view: ClassVar[Literal["strong", "weak"]] = "strong"
 
     def __init__(self, options: Any, num_classes: int, num_samples: int) -> None:
         """options: of type Options; num_samples: ids are below it, for algorithms that remember each sample."""
         super().__init__()
-        self.options = options
+        self.options, self.num_classes = options, num_classes
 
-    @abstractmethod
-    def targets(self, rows: Unlabelled) -> tuple[torch.Tensor, torch.Tensor]:
-        """(classes int64 [n] or probabilities [n, C], weights [n] >= 0): called once per step, without gradient."""
+    def forward(self, step: Step) -> Losses:
+        """The losses of a step, called once: the teacher predicts on weak views, the network learns on strong ones."""
+        probabilities = step.predict(step.weak(), self.teacher)
+        with torch.no_grad():
+            target, weight = self.targets(step, probabilities)
+            weight = weight * step.valid
+        labelled, unlabelled = step.logits(step.weak_labelled(), step.strong())
+        return Losses(
+            self.labelled_loss(step, labelled), self.unlabelled_loss(step, unlabelled, target, weight), weight
+        )
 
-    def losses(self, logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Loss [n] of each row, whose mean over ALL rows is L_u; the weighted cross-entropy by default."""
-        return weight * functional.cross_entropy(logits, target, reduction="none")
+    def targets(self, step: Step, probabilities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(classes int64 [n] or probabilities [n, C], weights [n] in 0..1) for the teacher's `probabilities` [n, C]."""
+        raise NotImplementedError
+
+    def labelled_loss(self, step: Step, logits: torch.Tensor) -> torch.Tensor:
+        """L_s: the mean cross-entropy."""
+        return functional.cross_entropy(logits, step.labels, ignore_index=-1)
+
+    def unlabelled_loss(
+        self, step: Step, logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
+    ) -> torch.Tensor:
+        """L_u: the weighted cross-entropy, its mean over all valid rows, those of weight 0 among them."""
+        return mean(weight * functional.cross_entropy(logits, target, reduction="none"), step.valid)
+
+
+def mean(values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Over the valid ones of finite values [n] or [n, C]; there is always one."""
+    mask = valid.view(-1, *[1] * (values.ndim - 1))
+    return (values * mask).sum(0) / valid.sum()
+
+
+def sharpen(probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
+    """[n, C]: the softmax of logits divided by the temperature, p^(1/T) / sum p^(1/T)."""
+    return (probabilities.log() / temperature).softmax(dim=1)
+
+
+def ramp(step: Step, length: float) -> float:
+    """Weight that grows linearly from 0 to 1 over a share `length` of the run."""
+    return min(step.progress / length, 1.0) if length else 1.0
 
 
 @functools.cache
 def algorithms() -> dict[str, type[Algorithm]]:
-    """Every algorithm by the name of its file."""
-    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    return {name: importlib.import_module(f"{__name__}.{name}").ALGORITHM for name in names}
+    """Every algorithm by the name of its file; a leading underscore marks a file without one."""
+    found = {}
+    for name in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+        if not name.startswith("_"):
+            module = importlib.import_module(f"{__name__}.{name}")
+            own = [value for value in vars(module).values() if getattr(value, "__module__", None) == module.__name__]
+            (found[name],) = [value for value in own if isinstance(value, type) and issubclass(value, Algorithm)]
+    return found

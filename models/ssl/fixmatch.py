@@ -3,25 +3,18 @@
 import torch
 from pydantic import Field
 
-from models.ssl import Algorithm, Unlabelled
-from pipeline.config import Config
-
-
-class Options(Config):
-    """Settings of FixMatch."""
-
-    threshold: float = Field(default=0.95, ge=0, le=1, description="least confidence at which a row counts")
+from models.ssl import Algorithm, Step
 
 
 class FixMatch(Algorithm):
-    """The class of largest probability, weight 1 where that probability is at least the threshold, else 0."""
+    """L_u = mean of 1[max q >= threshold] CE(argmax q, strong)."""
 
-    Options = Options
+    class Options(Algorithm.Options):
+        """Settings of FixMatch."""
 
-    def targets(self, rows: Unlabelled) -> tuple[torch.Tensor, torch.Tensor]:
+        threshold: float = Field(default=0.95, ge=0, le=1, description="least confidence at which a row counts")
+
+    def targets(self, step: Step, probabilities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(int64 [n], float32 [n] of 0 and 1)."""
-        confidence, classes = rows.probabilities.max(dim=1)
+        confidence, classes = probabilities.max(dim=1)
         return classes, (confidence >= self.options.threshold).float()
-
-
-ALGORITHM = FixMatch

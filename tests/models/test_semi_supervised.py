@@ -1,5 +1,7 @@
 """The semi-supervised loop: its losses, its seam, that it resumes, that unlabelled images help."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,8 @@ from models import semi_supervised
 from models.augment import AugmentConfig, Draw, WeakConfig, strong, weak
 from models.backbones import ModelConfig
 from models.semi_supervised import SemiSupervisedConfig, SemiSupervisedTrainer
-from models.ssl import Algorithm, algorithms
+from models.ssl import Algorithm, algorithms, mean
 from models.supervised import SupervisedConfig, SupervisedTrainer
-from pipeline.config import Config
 from tests.models.conftest import noise
 
 CPU = torch.device("cpu")
@@ -85,27 +86,32 @@ def test_one_step_equals_a_plain_version():
     assert metrics["mask_rate"] == pytest.approx(len(chosen) / 13)
 
 
-class _Nothing(Config):
-    pass
+def test_an_update_is_linear_in_the_weight_of_the_unlabelled_loss():
+    pool, after = noise(40, 8), []
+    for weight in (0.0, 1.0, 3.0):
+        trainer = _trainer(CONFIG.model_copy(update={"unlabelled_weight": weight, "precision": "fp32"}))
+        trainer.train_steps(range(1), pool.pairs(range(1), LABELLED, 8, 16))
+        after.append([parameter.detach() for parameter in trainer.model.parameters()])
+    for none, once, thrice in zip(*after, strict=True):
+        torch.testing.assert_close(thrice - none, 3 * (once - none), rtol=1e-3, atol=1e-6)
+    assert not torch.equal(after[0][0], after[1][0])
 
 
 class _SoftTeacher(Algorithm):
-    """A mean teacher on weak views with a memory: every part of the seam that FixMatch leaves alone."""
+    """A mean teacher with a memory: every part of the seam that FixMatch leaves alone."""
 
-    Options = _Nothing
     teacher = "ema"
-    student_view = "weak"
 
     def __init__(self, options, num_classes, num_samples):
         super().__init__(options, num_classes, num_samples)
         self.register_buffer("seen", torch.zeros(num_samples, dtype=torch.int64))
 
-    def targets(self, rows):
-        self.seen[rows.sample_ids[rows.valid]] += 1
-        return rows.probabilities, torch.full((len(rows.probabilities),), rows.progress)
+    def targets(self, step, probabilities):
+        self.seen[step.sample_ids[step.valid]] += 1
+        return probabilities, torch.full((len(probabilities),), step.progress)
 
-    def losses(self, logits, target, weight):
-        return weight * (logits.softmax(1) - target).square().sum(1)
+    def unlabelled_loss(self, step, logits, target, weight):
+        return mean(weight * (logits.softmax(1) - target).square().sum(1), step.valid)
 
 
 def test_an_algorithm_with_teacher_memory_and_loss_of_its_own(monkeypatch):
@@ -137,12 +143,28 @@ def test_prediction_is_the_averaged_networks():
 def test_options_are_checked_and_completed():
     assert SemiSupervisedConfig().options == {"threshold": 0.95}
     assert SemiSupervisedConfig.model_validate_json('{"options": {"threshold": 0.8}}').options == {"threshold": 0.8}
-    with pytest.raises(ValidationError, match="unknown algorithm 'fixmash'; choose one of fixmatch"):
+    with pytest.raises(ValidationError, match="unknown algorithm 'fixmash'; choose one of fixmatch, flexmatch, "):
         SemiSupervisedConfig(algorithm="fixmash")
-    with pytest.raises(ValidationError, match="treshold"):
+    with pytest.raises(ValidationError, match="'fixmatch' has no option 'treshold'; it has threshold"):
         SemiSupervisedConfig(options={"treshold": 0.8})
-    with pytest.raises(ValidationError, match="less than or equal to 1"):
+    with pytest.raises(ValidationError, match="'supervised' has no option 'threshold'; it has no options"):
+        SemiSupervisedConfig(algorithm="supervised", options={"threshold": 0.8})
+    with pytest.raises(ValidationError, match=r"threshold=2.0 cannot be used by 'fixmatch': input should be less than"):
         SemiSupervisedConfig(options={"threshold": 2.0})
+    with pytest.raises(ValidationError, match="annealing='cosine' cannot be used by 'uda': input should be 'none', "):
+        SemiSupervisedConfig(algorithm="uda", options={"annealing": "cosine"})
+
+
+def test_what_is_left_out_is_as_the_algorithms_authors_have_it():
+    def weight_and_ratio(**settings):
+        config = SemiSupervisedConfig(**settings)
+        assert SemiSupervisedConfig.model_validate_json(json.dumps(settings)) == config
+        return config.unlabelled_weight, config.unlabelled_ratio
+
+    assert weight_and_ratio() == weight_and_ratio(algorithm="fixmatch") == (1, 7)
+    assert weight_and_ratio(algorithm="mean_teacher") == (50, 1)
+    assert weight_and_ratio(algorithm="mixmatch", unlabelled_weight=75.0) == (75, 1)
+    assert weight_and_ratio(algorithm="pseudo_label", unlabelled_ratio=3) == (1, 3)
 
 
 def test_unlabelled_digits_help(digits):

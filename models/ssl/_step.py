@@ -1,0 +1,129 @@
+"""One step of semi-supervised training, as an algorithm sees it."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import distributed, nn
+
+from models.augment import AugmentConfig, Draw, strong, weak
+from models.batch import Batch
+from models.precision import Precision, autocast
+
+
+@dataclass(frozen=True)
+class Step:
+    """Images are this rank's own; labels, sample_ids, probabilities and logits are of all ranks, one after the other.
+
+    So a formula over rows means the same for any number of workers, and its value is the loss of the whole step, equal
+    on every rank. Gradients reach this rank's own rows alone: those of all ranks add up to the loss's.
+
+    labelled, unlabelled: this rank's B and n rows, on the device, as many as other ranks have (`evened`); model, ema:
+    the network in training mode and its average in evaluation mode. Nothing is computed before an algorithm asks.
+    """
+
+    number: int
+    num_steps: int
+    labelled: Batch
+    unlabelled: Batch
+    model: nn.Module
+    ema: nn.Module
+    augment: AugmentConfig
+    precision: Precision
+    seed: int
+
+    @property
+    def progress(self) -> float:
+        """Of the whole run, 0 to below 1."""
+        return self.number / self.num_steps
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """Of all ranks' labelled rows: int64, -1 for padding."""
+        return self._numbers[:, : len(self.labelled.labels)].flatten()
+
+    @property
+    def sample_ids(self) -> torch.Tensor:
+        """Of all ranks' unlabelled rows: int64, -1 for padding."""
+        return self._numbers[:, len(self.labelled.labels) :].flatten()
+
+    @property
+    def valid(self) -> torch.Tensor:
+        """Of all ranks' unlabelled rows: False for padding, which must enter no statistic."""
+        return self.sample_ids >= 0
+
+    @cached_property
+    def _numbers(self) -> torch.Tensor:
+        """[ranks, B + n]: labels, then ids."""
+        device = self.labelled.labels.device
+        ids = torch.from_numpy(self.unlabelled.sample_ids).to(device, non_blocking=True)
+        valid = torch.cat([self.labelled.valid, self.unlabelled.valid]).to(device, non_blocking=True)
+        numbers = torch.cat([self.labelled.labels, ids]).masked_fill(~valid, -1)
+        return self.gather(numbers).view(-1, len(numbers))
+
+    def draw(self, purpose: str, batch: Batch) -> Draw:
+        """Random numbers of this step for the rows of `batch`."""
+        return Draw(self.seed, f"semi-supervised-{purpose}", self.number, batch.sample_ids)
+
+    def weak_labelled(self) -> torch.Tensor:
+        """Weak views of this rank's labelled rows."""
+        return weak(self.labelled.images, self.augment, self.draw("labelled", self.labelled))
+
+    def weak(self, purpose: str = "weak") -> torch.Tensor:
+        """Weak views of this rank's unlabelled rows; other ones for another purpose."""
+        return weak(self.unlabelled.images, self.augment, self.draw(purpose, self.unlabelled))
+
+    def strong(self) -> torch.Tensor:
+        """Strong views of this rank's unlabelled rows."""
+        return strong(self.unlabelled.images, self.augment, self.draw("strong", self.unlabelled))
+
+    @torch.no_grad()
+    def predict(self, views: torch.Tensor, network: Literal["model", "ema"] = "model") -> torch.Tensor:
+        """Probabilities, float32 [.., C], of all ranks' views, without gradient."""
+        with autocast(self.precision, views.device):
+            logits = (self.model if network == "model" else self.ema)(views)
+        return self.gather(logits.softmax(dim=1))
+
+    def logits(self, *views: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Logits, float32 [.., C], of the network to train for all ranks' views of each kind: one forward pass."""
+        images = torch.cat(views)
+        with autocast(self.precision, images.device):
+            logits = self.model(images)
+        kinds = self.gather(logits).view(-1, *logits.shape).split([len(view) for view in views], dim=1)
+        return tuple(kind.flatten(0, 1) for kind in kinds)
+
+    @staticmethod
+    def gather(rows: torch.Tensor) -> torch.Tensor:
+        """The rows of all ranks, which hold equally many each, one after the other; gradients reach one's own."""
+        if not distributed.is_initialized():
+            return rows
+        first, world_size = distributed.get_rank() * len(rows), distributed.get_world_size()
+        everyone = rows.new_empty((world_size * len(rows), *rows.shape[1:]))
+        distributed.all_gather_into_tensor(everyone, rows.detach().contiguous())
+        everyone[first : first + len(rows)] = rows
+        return everyone
+
+    @staticmethod
+    def own(rows: torch.Tensor) -> torch.Tensor:
+        """This rank's part of the rows of all."""
+        if not distributed.is_initialized():
+            return rows
+        return rows.chunk(distributed.get_world_size())[distributed.get_rank()]
+
+
+def evened(batch: Batch) -> Batch:
+    """`batch` with as many rows as other ranks have: they hold equally many, or a step's rows are dealt out evenly.
+
+    In the latter case some have a row less, and get a padding one.
+    """
+    world_size = distributed.get_world_size() if distributed.is_initialized() else 1
+    num_rows = -(-batch.num_valid_global // world_size)
+    if num_rows <= len(batch.images):
+        return batch
+    rows = np.arange(num_rows) % len(batch.images)
+    valid = batch.valid[rows] & torch.from_numpy(np.arange(num_rows) < len(batch.images))
+    return replace(
+        batch, sample_ids=batch.sample_ids[rows], images=batch.images[rows], labels=batch.labels[rows], valid=valid
+    )
