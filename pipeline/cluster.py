@@ -24,6 +24,8 @@ def connected(resources: Resources) -> Iterator[None]:
     if not address:
         # A private Ray whose head is gone does not come back: do not wait a minute for it.
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "20")
+        # A process of every training that looks out for spot instances about to be taken away.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         if "RAY_AUTH_MODE" not in os.environ:
             os.environ["RAY_AUTH_MODE"] = "token"
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
@@ -49,6 +51,10 @@ def connected(resources: Resources) -> Iterator[None]:
         yield
     finally:
         if ours:
+            if not address:
+                # Else Ray first ends what keeps its state, and then waits a second for the autoscaler, which has last
+                # words to write there. There is nothing to scale.
+                ray._private.worker._global_node.kill_monitor(check_alive=False)
             ray.shutdown()
 
 

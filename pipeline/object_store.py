@@ -94,7 +94,7 @@ def fetch(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
 
 def read(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
     """All bytes of the object, as many as a second request says it has; ShortBodyError if they stay away."""
-    return _patiently(lambda: fetch(fs, path), lambda data: len(data) == fs.info(path)["size"])
+    return _patiently(lambda: fetch(fs, path), lambda data: len(data) == _size(fs, path))
 
 
 def read_range(fs: fsspec.AbstractFileSystem, path: str, start: int, length: int) -> bytes:
@@ -115,9 +115,13 @@ def read_range(fs: fsspec.AbstractFileSystem, path: str, start: int, length: int
         return data
 
     def is_whole(data: bytes) -> bool:
-        return len(data) == length or start + len(data) >= fs.info(path)["size"]
+        return len(data) == length or start + len(data) >= _size(fs, path)
 
     return _patiently(fetch_range, is_whole)
+
+
+def _size(fs: fsspec.AbstractFileSystem, path: str) -> int:
+    return int(asked_twice(fs, path, fs.info)["size"])
 
 
 def _patiently(ask: Callable[[], bytes], is_whole: Callable[[bytes], bool]) -> bytes:

@@ -5,16 +5,15 @@ group again and the loop continues from its last commit, just as it does after a
 """
 
 import contextlib
+import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pipeline import storage
 from pipeline.errors import SemiPruneError, UserError
 from pipeline.resources import Resources
 from pipeline.stage import Progress
@@ -91,13 +90,18 @@ class _Job:
 def _work(job: _Job) -> None:
     """Runs in each Ray Train worker."""
     import ray
-    import torch
     from ray import train
+
+    report = job.report
+    if ray.get(report.read.remote())[1] is not None:
+        return  # a worker of the group before this one has met a mistake that would come again
+
+    import torch
 
     torch.set_num_threads(job.threads)
     context = train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    last, report = 0.0, job.report
+    last = 0.0
 
     def tick(done: int) -> None:
         nonlocal last
@@ -105,8 +109,6 @@ def _work(job: _Job) -> None:
             report.tick.remote(done)
             last = time.monotonic()
 
-    if ray.get(report.read.remote())[1] is not None:
-        return  # a worker of the group before this one has met a mistake that would come again
     with _group(rank, world_size, job.use_gpu) as device:
         try:
             job.loop(Worker(rank, world_size, device, tick), **job.arguments)
@@ -145,47 +147,76 @@ def _group(rank: int, world_size: int, use_gpu: bool) -> Iterator["torch.device"
         distributed.destroy_process_group()
 
 
+def _trainer(job: _Job, resources: Resources, notes: str) -> Any:
+    """Ray Train's trainer of `job`; notes: a folder of this machine, for what Ray Train writes down.
+
+    Its checkpoints and reports would go there too, but the loops use neither.
+    """
+    import ray
+    from ray.train import BackendConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # the base of every trainer of Ray Train
+
+    class Trainer(DataParallelTrainer):
+        """Without the two actors that serve us nothing: each is a process that starts while the workers do.
+
+        One hands out Ray datasets. The other removes the placement group of a controller that was killed, as Ray does
+        anyway when the driver ends, and keeps the end of a training waiting for up to a second.
+        """
+
+        def _create_default_callbacks(self) -> list[Any]:
+            unused = ("DatasetsCallback", "PlacementGroupCleanerCallback")
+            return [each for each in super()._create_default_callbacks() if type(each).__name__ not in unused]
+
+    report = job.report  # not the job: its arguments would have the controller import torch
+
+    class MistakesEndIt(UserCallback):
+        """The mistake would come again, so no other group is started: Ray Train gives up when a callback fails."""
+
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            if ray.get(report.read.remote())[1] is not None:
+                raise RuntimeError("a mistake of the user's")
+
+    per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
+    backend = BackendConfig()
+    if job.use_gpu:
+        from ray.train.torch import TorchConfig
+
+        per_worker["GPU"] = resources.gpus_per_worker
+        backend = TorchConfig(backend="nccl")
+    return Trainer(
+        partial(_work, job),
+        backend_config=backend,
+        scaling_config=ScalingConfig(
+            num_workers=resources.num_workers, use_gpu=job.use_gpu, resources_per_worker=per_worker
+        ),
+        run_config=RunConfig(
+            name="training",
+            storage_path=notes,
+            failure_config=FailureConfig(max_failures=resources.max_failures),
+            callbacks=[MistakesEndIt()],
+        ),
+    )
+
+
 def train(
     loop: Loop, arguments: dict[str, Any], uri: str, resources: Resources, progress: Progress, total: int, unit: str
 ) -> None:
     """Run `loop` on `resources.num_workers` workers until it returns on all of them.
 
-    uri: the stage's folder, where Ray Train may keep its own notes. Raises the UserError that a worker raised;
-    SemiPruneError when workers died more often than `resources.max_failures`.
+    uri: the stage's folder, for messages. Raises the UserError that a worker raised; SemiPruneError when workers died
+    more often than `resources.max_failures`.
     """
     import ray
-    from ray.train import BackendConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # the base of every trainer of Ray Train
+    from ray.train import TrainingFailedError
 
     report = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Report).remote()
-    use_gpu = resources.gpus_per_worker > 0
-    per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
-    if use_gpu:
-        per_worker["GPU"] = resources.gpus_per_worker
-    filesystem, path = storage.resolve(storage.join(uri, "ray-train"))
-    backend = BackendConfig()
-    if use_gpu:
-        from ray.train.torch import TorchConfig
-
-        backend = TorchConfig(backend="nccl")
-    trainer = DataParallelTrainer(
-        partial(_work, _Job(loop, arguments, report, resources.cpus_per_worker, use_gpu)),
-        backend_config=backend,
-        scaling_config=ScalingConfig(
-            num_workers=resources.num_workers, use_gpu=use_gpu, resources_per_worker=per_worker
-        ),
-        run_config=RunConfig(
-            name=uuid.uuid4().hex,
-            storage_path=path,
-            storage_filesystem=None if storage.is_local(uri) else _as_arrow(filesystem),
-            failure_config=FailureConfig(max_failures=resources.max_failures),
-        ),
-    )
+    job = _Job(loop, arguments, report, resources.cpus_per_worker, resources.gpus_per_worker > 0)
     raised: list[BaseException] = []
 
     def fit() -> None:
         try:
-            trainer.fit()
+            with tempfile.TemporaryDirectory(prefix="semiprune-ray-train-") as notes:
+                _trainer(job, resources, notes).fit()
         except BaseException as error:  # noqa: BLE001  raised again on the main thread
             raised.append(error)
 
@@ -201,21 +232,12 @@ def train(
     if mistake is not None:
         raise mistake
     if not raised:
-        with storage.explained(uri), contextlib.suppress(FileNotFoundError):
-            filesystem.rm(path, recursive=True)
         progress(total, total, unit)
         return
     error = raised[0]
     if isinstance(error, TrainingFailedError):
         raise SemiPruneError(
-            f"the training failed {resources.max_failures + 1} times and stopped; what was committed is kept. "
-            f"Last cause: {str(error).strip().splitlines()[-1]}"
+            f"the training in {uri!r} failed {resources.max_failures + 1} times and stopped; what was committed is "
+            f"kept. Last cause: {str(error).strip().splitlines()[-1]}"
         ) from error
     raise error
-
-
-def _as_arrow(filesystem: Any) -> Any:
-    """Ray Train wants a pyarrow filesystem: hand it ours, credentials and endpoint included."""
-    from pyarrow.fs import FSSpecHandler, PyFileSystem
-
-    return PyFileSystem(FSSpecHandler(filesystem))

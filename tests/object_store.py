@@ -14,7 +14,7 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -71,11 +71,12 @@ def reached(endpoint: str) -> Iterator[pytest.MonkeyPatch]:
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asks for: method, /bucket/key and query."""
+    """What a client asks for: method, /bucket/key, query, and headers by their names in lower case."""
 
     method: str
     path: str
     query: str
+    headers: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,11 @@ def proxied(target: str) -> Iterator[Proxy]:
     with Proxy(target) as proxy:
         thread = threading.Thread(target=proxy.serve_forever, args=(0.05,))
         thread.start()
-        yield proxy
-        proxy.shutdown()
-        thread.join()
+        try:
+            yield proxy
+        finally:
+            proxy.shutdown()
+            thread.join()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -146,7 +149,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path, _, query = self.path.partition("?")
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        fault = self.server.fault(Request(self.command, unquote(path), unquote(query))) or Fault()
+        asked = {name.lower(): value for name, value in self.headers.items()}
+        fault = self.server.fault(Request(self.command, unquote(path), unquote(query), asked)) or Fault()
         time.sleep(fault.delay)
         if fault.status:
             text = f"<Error><Code>{fault.code}</Code><Message>{fault.code}</Message></Error>".encode()

@@ -2,6 +2,7 @@
 
 import pickle
 import random
+import re
 import shutil
 import tempfile
 import uuid
@@ -10,12 +11,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fsspec.config
 import pytest
+import s3fs
 
 from jobs.cli import main
 from pipeline import storage
-from pipeline.errors import StorageError
-from pipeline.training import _as_arrow
+from pipeline.errors import StorageError, UserError
 from tests.object_store import SECRET_KEY, Fault, Proxy, Request, environment, proxied, reached, serve
 from tests.running import run, tiny_recipe
 
@@ -45,13 +47,13 @@ def store(endpoint: str) -> Iterator[Proxy]:
 
 
 def content(folder: Path, *stages: str) -> Counter[tuple[str, bytes]]:
-    """What these stages of a run wrote, under the names that people know; parts of any name are alike."""
+    """What these stages of a run wrote, without what is of an attempt's own in the names; parts are alike."""
     found: Counter[tuple[str, bytes]] = Counter()
     for stage in stages:
         for path in (folder / stage).rglob("*"):
             if path.is_file() and path.name != "_MANIFEST.json":
-                known = not path.name.startswith("part-")
-                found[path.relative_to(folder / stage).parts[-1] if known else stage, path.read_bytes()] += 1
+                name = re.sub(r"-[0-9a-f]{8}\.", ".", path.name)
+                found[stage if name.startswith("part-") else name, path.read_bytes()] += 1
     return found
 
 
@@ -72,6 +74,7 @@ def semiprune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_run_in_the_store_is_the_run_on_disk(
     digits: Path,
     reference_run: Path,
@@ -81,7 +84,7 @@ def test_a_run_in_the_store_is_the_run_on_disk(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Through broken connections and an expired token, after which the same command continues."""
+    """Through broken connections and tokens that expire in the middle of the trainings; the same command goes on."""
     recipe = tiny_recipe(
         digits,
         tmp_path / "run",
@@ -93,26 +96,39 @@ def test_a_run_in_the_store_is_the_run_on_disk(
     arguments = (str(recipe), "--set", f"root={ROOT}")
 
     def plan(request: Request) -> Fault | None:
-        if request.path.startswith("/runs/one/export/"):
-            return Fault(status=400, code="ExpiredToken")
+        token = request.headers["x-amz-security-token"]
+        if re.search(rf"^/runs/one/{token}/.*/epoch-00002\.json$", request.path):
+            expired.add(token)
+        if token in expired:
+            return Fault(403, "ExpiredToken")
         return Fault(cut=100, reset=True) if len(proxy.requests) % 40 == 0 else None
 
-    with tempfile.TemporaryDirectory(prefix="s3-") as scratch:  # Ray's sockets want a short path
-        with proxied(endpoint) as proxy:
-            proxy.plan = plan
-            status, *stopped = run("run", *arguments, **environment(proxy.endpoint), TMPDIR=scratch)
+    expired: set[str] = set()
+    said: list[str] = []
+    committed: dict[Path, bytes] = {}
+    with tempfile.TemporaryDirectory(prefix="s3-") as scratch, proxied(endpoint) as proxy:  # Ray wants a short path
+        proxy.plan = plan
+        for stage in ("ssl", "proxy"):
+            tokens = {"AWS_SESSION_TOKEN": stage}
+            status, *stopped = run("run", *arguments, **environment(proxy.endpoint), **tokens, TMPDIR=scratch)
             assert status == 2, stopped
-            assert "the session token has expired; get new credentials, then run the same command again" in "".join(
-                "".join(stopped).split("\n")
-            )
-            assert len(proxy.requests) > 100
-        status, *finished = run("run", *arguments, **environment(endpoint), TMPDIR=scratch)
+            sentences = " ".join("".join(stopped).split())
+            assert "the session token has expired; get new credentials, then run the same command again" in sentences
+            assert "Traceback" not in sentences
+            commits = {path: path.read_bytes() for path in (folder / "runs" / "one" / stage).rglob("epoch-?????.json")}
+            assert {path.stem for path in commits} == {"epoch-00000", "epoch-00001"}
+            committed |= commits
+            said += stopped
+        assert expired == {"ssl", "proxy"} and len(proxy.requests) > 100
+        proxy.plan = lambda request: None
+        status, *finished = run("run", *arguments, **environment(proxy.endpoint), TMPDIR=scratch)
         assert status == 0, finished
-        assert "proxy  found done" in finished[1]
-        assert list(Path(scratch).glob("semiprune-pixels-*/*.arrow"))
+        assert "ssl  found done" in finished[1]
+        assert list(Path(scratch).glob("semiprune-*/*.arrow"))
+        assert {path: path.read_bytes() for path in committed} == committed
         written = {**files(folder), **files(Path(scratch))}
         assert any("/logs/" in name for name in written), "Ray's logs are elsewhere"
-        for text in [*stopped, *finished, *written.values()]:
+        for text in [*said, *finished, *written.values()]:
             assert SECRET_KEY not in text if isinstance(text, str) else SECRET_KEY.encode() not in text
 
     stages = ("export", "select", "score", "pseudo_label", "split")
@@ -198,8 +214,39 @@ def test_a_refusal_is_one_sentence_and_costs_nothing(
 def test_nothing_that_is_sent_to_workers_holds_credentials(store: Proxy) -> None:
     storage.write(f"{ROOT}-pickled/x", b"1")
     filesystem, _ = storage.resolve(f"{ROOT}-pickled")
-    for sent in (filesystem, _as_arrow(filesystem)):
-        assert SECRET_KEY.encode() not in pickle.dumps(sent)
+    assert SECRET_KEY.encode() not in pickle.dumps(filesystem)
+
+
+@pytest.mark.parametrize("status", [400, 403])
+def test_a_token_that_expires_between_two_requests_is_called_by_its_name(store: Proxy, status: int) -> None:
+    """After the bytes comes a HEAD for their number, which is refused without a word."""
+    storage.write("s3://runs/expiring", b"0123456789")
+    for look in (storage.read, lambda uri: storage.read_range(uri, 5, 10)):
+        before = len(store.requests)
+        store.plan = lambda request, n=before: Fault(status, "ExpiredToken") if len(store.requests) > n + 1 else None
+        with pytest.raises(UserError, match=r"'s3://runs/expiring': the session token has expired"):
+            look("s3://runs/expiring")
+        first, *heads, last = (request.method for request in store.requests[before:])
+        assert (first, set(heads), last) == ("GET", {"HEAD"}, "GET")
+
+
+def test_the_requester_pays_for_every_request(store: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As fsspec's own configuration says, which it reads when it is imported."""
+    settings: dict[str, dict[str, object]] = {}
+    fsspec.config.set_conf_env(settings, {"FSSPEC_S3_REQUESTER_PAYS": "true"})
+    monkeypatch.setattr(fsspec.config, "conf", settings)
+    s3fs.S3FileSystem.clear_instance_cache()
+    uri, data = "s3://runs/paid/object", b"0123456789"
+    assert storage.create(uri, data) and storage.exists(uri) and storage.info(uri)["size"] == 10
+    storage.write(uri, data)
+    assert storage.read(uri) == storage.read_verified(uri, storage.sha256(data)) == data
+    assert storage.read_range(uri, 2, 3) == b"234"
+    with storage.open_input(uri) as file:
+        assert file.read() == data
+    assert storage.names("s3://runs/paid") == ["object"]
+    storage.delete(uri)
+    assert {request.method for request in store.requests} == {"GET", "HEAD", "PUT", "DELETE"}
+    assert {request.headers.get("x-amz-request-payer") for request in store.requests} == {"requester"}
 
 
 def test_reads_are_right_at_200_random_faults(store: Proxy) -> None:

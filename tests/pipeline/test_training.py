@@ -2,7 +2,6 @@
 
 import os
 import time
-import uuid
 from pathlib import Path
 
 import pytest
@@ -38,10 +37,17 @@ def talk(worker: Worker, folder: str, witness: Witness) -> None:
     storage.write(f"{folder}/worker-{os.getpid()}", b"")
 
 
-def blunder(worker: Worker, folder: str) -> None:
+def blunder(worker: Worker, folder: str, witness: Witness) -> None:
+    worker.gather(0)
+    if worker.rank == 1:
+        raise UserError("the labels are upside down: turn them")
+    worker.gather(0)
+    storage.write(f"{folder}/gathered", b"")
+
+
+def break_down(worker: Worker) -> None:
     assert not distributed.is_initialized() and worker.agree("alone") == "alone" and worker.gather(7) == [7]
-    storage.write(f"{folder}/attempt-{uuid.uuid4().hex}", b"")
-    raise UserError("the labels are upside down: turn them")
+    raise RuntimeError("out of\nsorts")
 
 
 def test_a_loop_runs_on_every_worker_and_tells_how_far_it_is(tmp_path: Path) -> None:
@@ -68,21 +74,23 @@ def test_a_mistake_of_the_user_is_not_tried_again(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^the labels are upside down: turn them$"):
         train(
             blunder,
-            {"folder": str(tmp_path)},
+            {"folder": str(tmp_path), "witness": Witness(str(tmp_path))},
             str(tmp_path / "stage"),
-            Resources(num_workers=1),
+            Resources(),
             silent,
             total=1,
             unit="steps",
         )
-    assert len(list(tmp_path.glob("attempt-*"))) == 1
+    assert len(list(tmp_path.glob("unpickled-*"))) == 2, "the group was started again"
+    assert not (tmp_path / "gathered").exists()
 
 
 def test_workers_that_keep_dying_are_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(SemiPruneError, match="failed 1 times and stopped; what was committed is kept") as caught:
+    sentence = r"training in '.*stage' failed 1 times and stopped; what was committed is kept\. Last cause: .*sorts"
+    with pytest.raises(SemiPruneError, match=sentence) as caught:
         train(
-            os.path.join,
-            {"nonsense": 1},
+            break_down,
+            {},
             str(tmp_path / "stage"),
             Resources(num_workers=1, max_failures=0),
             silent,
