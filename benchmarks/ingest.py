@@ -25,6 +25,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,16 +36,19 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import numpy as np
 import psutil  # type: ignore[import-untyped]
-import pyarrow as pa
 import torch
 import webdataset  # type: ignore[import-untyped]
 from PIL import Image
 
-from pipeline import epoch_plan, images, pixels, stage, tar
-from pipeline.batches import make_batch
+from benchmarks.dataset import indexed, png, write_shards
+from pipeline import images, tar
+from pipeline.batches import as_batches
+from pipeline.disk_cache import DiskCache
+from pipeline.epoch_plan import Plan
+from pipeline.pixels import Pixels
 from pipeline.random_crop import RandomCrop
-from pipeline.shards import Shard
-from pipeline.stream import Samples, Stream
+from pipeline.samples import Samples
+from pipeline.stream import Stream
 
 SIZE, BATCH, PER_SHARD, MAX_PIXELS = 224, 256, 250, 10**8
 CROP = RandomCrop()
@@ -64,33 +69,6 @@ def photographs(sample: Path | None) -> list[bytes]:
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(sink, "JPEG", quality=88)
         made.append(sink.getvalue())
     return made
-
-
-def write(folder: Path, contents: list[bytes], count: int) -> list[str]:
-    """Shards with `count` samples, the given images again and again."""
-    paths = []
-    for start in range(0, count, PER_SHARD):
-        path = folder / f"train-{start // PER_SHARD:06d}.tar"
-        numbers = range(start, min(start + PER_SHARD, count))
-        path.write_bytes(tar.pack((f"{n:06d}.jpg", contents[n * 7 % len(contents)]) for n in numbers) + tar.END)
-        paths.append(str(path))
-    return paths
-
-
-def locate(paths: list[str]) -> Samples:
-    """What the stage `index` finds out."""
-    shards: list[Shard] = []
-    rows: list[tuple[Any, ...]] = []
-    for number, path in enumerate(paths):
-        content = Path(path).read_bytes()
-        found = tar.scan(content)
-        shards.append(Shard(number, path, len(content), "", "", len(found), len(rows)))
-        for one in found:
-            rows.append((one.key, number, one.offset, one.length, one.members[0].offset, one.members[0].size))
-    keys, *columns = zip(*rows, strict=True)
-    names = ("shard", "offset", "length", "image_offset", "image_size")
-    spans: dict[str, Any] = {name: np.array(column) for name, column in zip(names, columns, strict=True)}
-    return Samples(shards=shards, keys=pa.array(keys), size=SIZE, max_pixels=MAX_PIXELS, **spans)
 
 
 def decode(contents: list[Any], ids: list[int]) -> np.ndarray:
@@ -186,9 +164,13 @@ def large(folder: Path, sample: Path | None, count: int, repeat: int, cores: int
 
     from tests.object_store import reached, serve
 
-    (folder / "bucket").mkdir()
-    paths = write(folder / "bucket", photographs(sample), count)
-    samples = locate(paths)
+    spawn = multiprocessing.get_context("spawn")
+    ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    made = photographs(sample)
+    paths = write_shards(folder / "bucket", [made[n * 7 % len(made)] for n in range(count)], "jpg", PER_SHARD)
+    samples = Samples.open(indexed(str(folder / "run"), paths, SIZE))
     size = sum(shard.size for shard in samples.shards)
     print(f"{count:,} JPEGs of {size / count / 1e3:.0f} kB, {SIZE}x{SIZE}, batches of {BATCH}", flush=True)
     remote = replace(
@@ -196,13 +178,10 @@ def large(folder: Path, sample: Path | None, count: int, repeat: int, cores: int
     )
 
     def ours(where: Samples) -> Callable[[int], int]:
-        stream = Stream(where, 0, "benchmark", BATCH, crop=CROP, threads=cores)
-        return lambda turn: unique(step.ids for step in stream.epoch(turn))
+        stream = Stream(where, cores, partial(CROP.views, 0, "benchmark"))
+        plan = Plan(where, 0, "benchmark", BATCH)
+        return lambda turn: unique(step.ids for step in stream.steps(islice(plan.epochs(turn), plan.num_steps)))
 
-    spawn = multiprocessing.get_context("spawn")
-    ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     with ProcessPoolExecutor(cores, spawn, one_thread) as pool, serve(folder) as endpoint, reached(endpoint):
         batches = loader(paths, cores)
         jobs: dict[str, Callable[[int], int]] = {
@@ -218,16 +197,18 @@ def large(folder: Path, sample: Path | None, count: int, repeat: int, cores: int
 
 def small(folder: Path, repeat: int, count: int = 50_000, batch: int = 128) -> None:
     """Batches from the cache, as a proxy on small images takes them."""
-    rng = np.random.default_rng(0)
-    parts = []
-    for number in range(5):
-        content = rng.integers(0, 256, (count // 5, 32, 32, 3), dtype=np.uint8)
-        parts.append(stage.write_part(str(folder), f"part-{number}", ".arrow", pixels._to_arrow(content), len(content)))
-    cache, labels, ids = pixels.Pixels(str(folder), parts, 32), rng.integers(0, 10, count), np.arange(count)
+    import ray
+
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    noise = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    samples = Samples.open(indexed(str(folder), write_shards(folder, [png(one) for one in noise], "png", 10_000), 32))
+    ray.shutdown()
+    cache, labels = Pixels(samples, DiskCache.at(str(folder / "cache"), None)), np.zeros(count, np.int64)
+    plan = Plan(samples, 0, "benchmark", batch)
 
     def epoch(turn: int) -> int:
-        plan = epoch_plan.epoch_batches(0, "benchmark", turn, ids, batch, 0, 1)
-        return sum(len(make_batch(cache, labels, mine, size, valid).images) for mine, valid, size in plan)
+        steps = islice(plan.epochs(turn), plan.num_steps)
+        return sum(len(one.images) for one in as_batches(cache.steps(steps), labels))
 
     name = f"cache, 32x32, by {batch}"
     table(rounds({name: epoch}, count, repeat), name)

@@ -22,7 +22,7 @@ from models.augment import WeakConfig
 from models.backbones import ModelConfig
 from models.batch import Batch
 from models.supervised import SupervisedConfig, SupervisedTrainer
-from pipeline import epoch_plan
+from pipeline import counter
 from pipeline.dynamics import DynamicsWriter
 from pipeline.run import environment
 
@@ -37,7 +37,7 @@ class Training:
         self.images = torch.from_numpy(rng.integers(0, 256, (images, SIZE, SIZE, 3), dtype=np.uint8))
         self.labels = torch.from_numpy(rng.integers(0, NUM_CLASSES, images))
         config = SupervisedConfig(model=ModelConfig(name=model), batch_size=BATCH, epochs=epochs, augment=WeakConfig())
-        self.trainer = SupervisedTrainer(config, NUM_CLASSES, epoch_plan.num_steps(images, BATCH), 0, device)
+        self.trainer = SupervisedTrainer(config, NUM_CLASSES, -(-images // BATCH), 0, device)
         self.writer = DynamicsWriter(folder, images) if folder else None
         self.device = device
         self.seconds: list[float] = []
@@ -58,8 +58,10 @@ class Training:
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
         ids = np.arange(len(self.images), dtype=np.int64)
-        for mine, valid, size in epoch_plan.epoch_batches(0, "benchmark", epoch, ids, BATCH, 0, 1):
-            yield Batch(mine, self.images[mine], self.labels[mine], torch.from_numpy(valid), size)
+        order = counter.permutation(0, "benchmark", epoch, ids)
+        for mine in np.array_split(order, -(-len(ids) // BATCH)):
+            valid = torch.ones(len(mine), dtype=torch.bool)
+            yield Batch(mine, self.images[mine], self.labels[mine], valid, len(mine))
 
     def _observe(self, *batch: Any) -> None:
         assert self.writer is not None
@@ -80,7 +82,7 @@ def measure(model: str, images: int, epochs: int, device: torch.device, place: s
             for training in (plain, recording) if epoch % 2 else (recording, plain):
                 training.epoch(epoch)
         size = sum(path.stat().st_size for path in Path(folder).iterdir())
-    steps = epoch_plan.num_steps(images, BATCH)
+    steps = -(-images // BATCH)
     base, whole = (statistics.median(training.seconds[1:]) for training in (plain, recording))
     differences = [b / a - 1 for a, b in zip(plain.seconds[1:], recording.seconds[1:], strict=True)]
     spent = {name: statistics.median(seconds[1:]) for name, seconds in recording.spent.items()}

@@ -1,6 +1,6 @@
 """Proxy training as the product does it against a bare PyTorch loop: `python -m benchmarks.train`, some minutes.
 
-Product: the loop of the stage `proxy` on a Ray Train worker, with its ingest from `Pixels`, its views, the dynamics of
+Product: the loop of the stage `proxy` on a Ray Train worker, with its ingest from the cache, its views, the dynamics of
 every batch and a commit with a checkpoint per epoch. Bare: a process without Ray and without any code of pipeline/, on
 uint8 tensors in memory, with the same network, optimiser, precision, batch size, kind of views and threads. They take
 turns, an epoch each, and nothing else runs meanwhile. Images are random: no cost depends on them. Ray's start is no
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +27,15 @@ import torch
 from torch import distributed, nn
 from torch.nn import functional
 
+from benchmarks.dataset import indexed, png, write_shards
 from models import precision, training
 from models.augment import Draw, WeakConfig, normalise, weak
 from models.backbones import ModelConfig
-from pipeline import epoch_plan, proxy
-from pipeline.batches import make_batch
+from pipeline import proxy
+from pipeline.batches import as_batches
 from pipeline.cluster import connected
-from pipeline.pixels import Pixels, _to_arrow
+from pipeline.epoch_plan import Plan
+from pipeline.ingest import open_images
 from pipeline.proxy import ProxyConfig, ProxySettings
 from pipeline.resources import Resources
 from pipeline.run import environment
@@ -62,7 +65,7 @@ class Trial:
         return ProxySettings(model=model, batch_size=BATCH, epochs=self.epochs + 2)
 
     def steps(self) -> int:
-        return epoch_plan.num_steps(self.images, BATCH)
+        return -(-self.images // BATCH)
 
 
 class Turns:
@@ -95,23 +98,16 @@ def synthetic(images: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_inputs(folder: str, images: int) -> tuple[Artifact, Artifact]:
-    """Artifacts of the stages `pixels` and `pseudo_label`, on disk as those leave them."""
+    """Finished stages `index` and `pseudo_label`; Ray must be there."""
     pixels, labels = synthetic(images)
-    places = Output(f"{folder}/pixels"), Output(f"{folder}/pseudo_label")
-    for rows in np.array_split(pixels, PARTS):
-        places[0].write("part", ".arrow", _to_arrow(rows), len(rows))
-    places[1].write_table(pa.table({"sample_id": np.arange(images), "train_label": labels}))
-    first, second = (
-        Artifact(
-            place.uri,
-            {"parts": [vars(part) for part in place.parts], "metrics": {"num_samples": images, "image_size": SIZE}},
-        )
-        for place in places
-    )
-    return first, second
+    paths = write_shards(Path(folder) / "data", [png(one) for one in pixels], "png", -(-images // PARTS))
+    out = Output(f"{folder}/pseudo_label")
+    out.write_table(pa.table({"sample_id": np.arange(images), "train_label": labels}))
+    pseudo_label = Artifact(out.uri, {"parts": [vars(part) for part in out.parts], "metrics": {}})
+    return indexed(folder, paths, SIZE), pseudo_label
 
 
-def product(worker: Worker, trial: Trial, pixels: Artifact, pseudo_label: Artifact) -> None:
+def product(worker: Worker, trial: Trial, index: Artifact, pseudo_label: Artifact, resources: Resources) -> None:
     """Runs in every Ray Train worker: the stage's own loop, which pauses after the first step of an epoch."""
     if worker.rank == 0:
         (Path(trial.folder) / "loop-began").write_text(str(time.time()))
@@ -131,7 +127,7 @@ def product(worker: Worker, trial: Trial, pixels: Artifact, pseudo_label: Artifa
             turns.wait(epoch)
 
     config = ProxyConfig(seed=0, num_classes=NUM_CLASSES, training=trial.settings())
-    proxy._loop(replace(worker, tick=tick), pixels, pseudo_label, config, f"{trial.folder}/dynamics")
+    proxy._loop(replace(worker, tick=tick), index, pseudo_label, config, f"{trial.folder}/dynamics", resources)
     if worker.rank == 0:
         turns.finish()
         (Path(trial.folder) / "loop-ended").write_text(str(time.time()))
@@ -193,9 +189,11 @@ def bare_side(trial: Trial) -> Iterator[None]:
 
 def measure(trial: Trial) -> tuple[float, float]:
     """Print the rates of both; returns the seconds before and after the loop in Ray Train."""
-    resources = Resources(num_workers=trial.workers, cpus_per_worker=trial.threads)
-    pixels, pseudo_label = write_inputs(trial.folder, trial.images)
-    arguments = {"trial": trial, "pixels": pixels, "pseudo_label": pseudo_label}
+    resources = Resources(
+        num_workers=trial.workers, cpus_per_worker=trial.threads, images="cache", cache_dir=f"{trial.folder}/cache"
+    )
+    index, pseudo_label = write_inputs(trial.folder, trial.images)
+    arguments = {"trial": trial, "index": index, "pseudo_label": pseudo_label, "resources": resources}
     began = time.time()
     with bare_side(trial):
         train(product, arguments, f"{trial.folder}/stage", resources, lambda *_: None, trial.images, "images")
@@ -214,19 +212,19 @@ def measure(trial: Trial) -> tuple[float, float]:
 
 
 def measure_ingest(images: int, folder: str) -> None:
-    """Print what one thread takes from `Pixels`, as batches, and as views that a network could take."""
+    """Print what one thread takes from the cache, as batches, and as views that a network could take."""
     torch.set_num_threads(1)
-    pixels, labels = Pixels.open(write_inputs(folder, images)[0]), synthetic(images)[1]
-    plan = list(epoch_plan.epoch_batches(0, "benchmark", 0, np.arange(images), BATCH, 0, 1))
+    cache = open_images(write_inputs(folder, images)[0], Resources(images="cache", cache_dir=f"{folder}/cache"))
+    plan, labels = Plan(cache.samples, 0, "benchmark", BATCH), synthetic(images)[1]
+    planned = list(islice(plan.epochs(), plan.num_steps))
 
     def views() -> None:
-        for mine, valid, size in plan:
-            batch = make_batch(pixels, labels, mine, size, valid)
+        for batch in as_batches(cache.steps(planned), labels):
             weak(batch.images, WeakConfig(), Draw(0, "benchmark", 0, batch.sample_ids))
 
     ways: dict[str, Callable[[], object]] = {
-        "take": lambda: [pixels.take(mine) for mine, _, _ in plan],
-        "make_batch": lambda: [make_batch(pixels, labels, mine, size, valid) for mine, valid, size in plan],
+        "plan": lambda: list(islice(plan.epochs(), plan.num_steps)),
+        "batches": lambda: list(as_batches(cache.steps(planned), labels)),
         "weak views": views,
     }
     for name, way in ways.items():
@@ -260,12 +258,12 @@ def main() -> None:
         f"{precision.resolve('auto', torch.device('cpu'))}; images/s: median (min to max) of {options.epochs} epochs"
     )
     with tempfile.TemporaryDirectory() as folder:
-        measure_ingest(options.images, f"{folder}/ingest")
         # Ray lowers the priority of its workers, and whatever else runs here would then slow down one side alone.
         os.environ.setdefault("RAY_worker_niceness", "0")
         began, starts = time.time(), []
         with connected(Resources(num_workers=options.workers, cpus_per_worker=options.threads)):
             init = time.time() - began
+            measure_ingest(options.images, f"{folder}/ingest")
             for place, model in enumerate(options.models):
                 images = max(BATCH * 8, int(options.images * MODELS.get(model, 0.125)))
                 trial = Trial(model, images, options.epochs, options.threads, options.workers, f"{folder}/{place}")

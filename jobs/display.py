@@ -77,6 +77,13 @@ class Display:
         else:
             _log(self._console, f"{title}  found done ({key})")
 
+    def note(self, title: str, text: str) -> None:
+        """Tell what was decided."""
+        if _moves(self._console):
+            _one_line(self._console, _marked(self._console, "note", title), Text(text, "dim"))
+        else:
+            _log(self._console, f"{title}  {text}")
+
 
 class _Stage:
     """How far a running stage is. Calls only note numbers, so that they cost nothing in an inner loop."""

@@ -1,35 +1,41 @@
-"""Rows of the decoded pool as the tensors that the training loops take."""
+"""Rows of the pool as the tensors that the training loops take."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.pixels import Pixels
+from pipeline.epoch_order import Ids
 
 if TYPE_CHECKING:
     from models.batch import Batch
 
 
-def make_batch(
-    images: Pixels,
-    labels: NDArray[np.int64],
-    sample_ids: NDArray[np.int64],
-    num_valid_global: int,
-    valid: NDArray[np.bool_] | None = None,
-) -> "Batch":
-    """This rank's rows of a global batch.
+class Step(NamedTuple):
+    """One rank's rows of a global batch.
 
-    labels: int64[N] by sample_id; num_valid_global: valid rows over all ranks; valid: bool[n], all when None.
+    ids: int64 [n]; images: uint8 [n, S, S, 3], a new array in every step; valid: bool [n], False for padding;
+    num_valid_global: valid rows of the step over all ranks.
     """
+
+    ids: Ids
+    images: NDArray[np.uint8]
+    valid: NDArray[np.bool_]
+    num_valid_global: int
+
+
+def as_batches(steps: Iterator[Step], labels: NDArray[np.int64]) -> Iterator["Batch"]:
+    """The steps with their labels, int64 [N] by sample_id."""
     import torch
 
     from models.batch import Batch
 
-    return Batch(
-        sample_ids=sample_ids,
-        images=torch.from_numpy(images.take(sample_ids)),
-        labels=torch.from_numpy(labels[sample_ids]),
-        valid=torch.from_numpy(np.ones(len(sample_ids), dtype=bool) if valid is None else valid),
-        num_valid_global=num_valid_global,
-    )
+    for step in steps:
+        yield Batch(
+            sample_ids=step.ids,
+            images=torch.from_numpy(step.images),
+            labels=torch.from_numpy(labels[step.ids]),
+            valid=torch.from_numpy(step.valid),
+            num_valid_global=step.num_valid_global,
+        )

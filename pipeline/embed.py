@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import ingest
 from pipeline.config import Config
 from pipeline.dynamics import DynamicsPart, DynamicsWriter
+from pipeline.epoch_plan import in_order
 from pipeline.parallel import map_items
-from pipeline.pixels import Pixels
-from pipeline.predictor import ROWS_PER_TASK, load_predictor
+from pipeline.predictor import ROWS_AT_A_TIME, ROWS_PER_TASK, load_predictor
 from pipeline.proxy import ProxyConfig
 from pipeline.pseudo_label import train_labels
 from pipeline.resources import Resources
@@ -26,13 +27,13 @@ def run(
 ) -> dict[str, Any]:
     """Look at the pool once, in eval mode; a dynamics store of one epoch with embeddings is at `{uri}/dynamics`.
 
-    inputs: pixels, pseudo_label, proxy.
+    inputs: index, pseudo_label, proxy.
     """
-    num_samples = inputs["pixels"].metrics["num_samples"]
+    num_samples = inputs["index"].metrics["num_samples"]
     uri = f"{out.uri}/dynamics"
     look = partial(
         _embed,
-        pixels=inputs["pixels"],
+        index=inputs["index"],
         pseudo_label=inputs["pseudo_label"],
         proxy=inputs["proxy"],
         uri=uri,
@@ -55,12 +56,15 @@ def run(
 
 
 def _embed(
-    ids: tuple[int, int], pixels: Artifact, pseudo_label: Artifact, proxy: Artifact, uri: str, resources: Resources
+    ids: tuple[int, int], index: Artifact, pseudo_label: Artifact, proxy: Artifact, uri: str, resources: Resources
 ) -> DynamicsPart:
     """One task: the images of ids [low, high)."""
     low, high = ids
-    images = Pixels.open(pixels)
-    embeddings, logits = load_predictor(proxy, ProxyConfig, resources).embed(images.take(np.arange(low, high)))
-    writer = DynamicsWriter(uri, len(images))
-    writer.observe(np.arange(low, high), logits, train_labels(pseudo_label, low, high), embeddings)
+    images = ingest.open_images(index, resources)
+    predictor = load_predictor(proxy, ProxyConfig, resources)
+    labels = train_labels(pseudo_label, low, high)
+    writer = DynamicsWriter(uri, len(images.samples))
+    for step in images.steps(in_order(images.samples, np.arange(low, high), ROWS_AT_A_TIME)):
+        embeddings, logits = predictor.embed(step.images)
+        writer.observe(step.ids, logits, labels[step.ids - low], embeddings)
     return writer.flush(0)

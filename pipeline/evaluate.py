@@ -9,13 +9,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
-from models.supervised import SupervisedConfig
 from pipeline import counter, storage
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.final import FinalConfig, Images, train_and_test
 from pipeline.index import DataConfig, load_index, load_shards
 from pipeline.labels import checksum, read_label_table
+from pipeline.random_crop import CroppedTraining
 from pipeline.resources import Resources
 from pipeline.shards import Patterns, Uri
 from pipeline.stage import Artifact, Output, Progress
@@ -36,7 +36,7 @@ class EvaluateSettings(Config):
     seeds: Annotated[int, Field(ge=1, le=100)] = 3
     baselines: tuple[Literal["random", "full"], ...] = ("random", "full")
     min_steps: Annotated[int, Field(ge=1)] = 1
-    training: SupervisedConfig
+    training: CroppedTraining
 
 
 class EvaluateConfig(Config):
@@ -74,7 +74,7 @@ def run(
 ) -> dict[str, Any]:
     """Train and test; part: subset, keep_fraction, num_samples, seed, accuracy. Metrics: mean and spread per subset.
 
-    inputs: index, pixels, test_index, test_pixels, and `select:<name>` for every selection. The spread is the sample
+    inputs: index, test_index, and `select:<name>` for every selection. The spread is the sample
     standard deviation over seeds (ddof=1; 0 for one seed). Each random training draws its own random coreset.
     """
     _check_apart(inputs["index"], inputs["test_index"])
@@ -89,8 +89,8 @@ def run(
     _check_labels([subset for subset, _ in jobs], labels)
     accuracies = train_and_test(
         [(subset.ids, seed) for subset, seed in jobs],
-        Images(inputs["pixels"], labels),
-        Images(inputs["test_pixels"], test_labels),
+        Images(inputs["index"], labels),
+        Images(inputs["test_index"], test_labels),
         FinalConfig(
             seed=config.seed,
             num_classes=config.num_classes,

@@ -7,23 +7,26 @@ selection trains only what is new.
 import json
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.supervised import SupervisedConfig
-from pipeline import counter, epoch_plan, storage
-from pipeline.batches import make_batch
+from pipeline import counter, ingest, storage
+from pipeline.batches import as_batches
 from pipeline.config import Config
+from pipeline.epoch_plan import Plan, in_order
 from pipeline.errors import UserError
-from pipeline.pixels import Pixels
+from pipeline.predictor import ROWS_AT_A_TIME
+from pipeline.random_crop import CroppedTraining
 from pipeline.resources import Resources
 from pipeline.stage import Artifact, Progress
 
-VERSION = 1
+VERSION = 2
 """Raised when the code changes what a training yields."""
 
 Ids = NDArray[np.int64]
@@ -35,14 +38,14 @@ class FinalConfig(Config):
     seed: int
     num_classes: int
     min_steps: int
-    training: SupervisedConfig
+    training: CroppedTraining
 
 
 @dataclass(frozen=True)
 class Images:
-    """Decoded images and their labels, int64 [N] by sample_id."""
+    """The images of an index, and their labels, int64 [N] by sample_id."""
 
-    pixels: Artifact
+    index: Artifact
     labels: NDArray[np.int64]
 
 
@@ -86,7 +89,7 @@ def _key(ids: Ids, seed: int, pool: Images, test: Images, config: FinalConfig) -
         "ids": storage.sha256(ids.tobytes()),
         "labels": storage.sha256(pool.labels[ids].tobytes()),
         "test_labels": storage.sha256(test.labels.tobytes()),
-        "pixels": [pool.pixels.manifest["key"], test.pixels.manifest["key"]],
+        "indexes": [pool.index.manifest["key"], test.index.manifest["key"]],
         "config": config.model_dump(mode="json"),
         "seed": seed,
     }
@@ -101,26 +104,26 @@ def _train(ids: Ids, seed: int, pool: Images, test: Images, config: FinalConfig,
 
     torch.set_num_threads(resources.cpus_per_worker)
     device = torch.device("cuda" if resources.gpus_per_worker > 0 else "cpu")
-    images = Pixels.open(pool.pixels)
     batch_size = min(config.training.batch_size, len(ids))
-    steps = epoch_plan.num_steps(len(ids), batch_size)
-    epochs = max(config.training.epochs, -(-config.min_steps // steps))
-    training = config.training.model_copy(update={"epochs": epochs})
     # A seed of its own per (run, training): equal numbers in different runs must not share weights or views.
     own_seed = int(counter.hash64(config.seed, "final", 0, np.array([seed]))[0] >> np.uint64(2))
+    images = ingest.open_images(pool.index, resources, config.training.views(own_seed, "final"))
+    plan = Plan(images.samples, own_seed, "final", batch_size, ids=ids)
+    steps = plan.num_steps
+    epochs = max(config.training.epochs, -(-config.min_steps // steps))
+    training = config.training.model_copy(update={"epochs": epochs})
     trainer = SupervisedTrainer(training, config.num_classes, steps, own_seed, device)
-    for epoch in range(epochs):
-        plan = epoch_plan.epoch_batches(own_seed, "final", epoch, ids, batch_size, rank=0, world_size=1)
-        batches = (make_batch(images, pool.labels, mine, size, valid) for mine, valid, size in plan)
-        if not math.isfinite(trainer.train_epoch(epoch, batches)["loss"]):
-            raise UserError(f"a training of evaluate diverged: lower evaluate.training.lr {training.lr:g}")
-    return _accuracy(trainer.predict, test)
+    with closing(images.steps(plan.epochs())) as opened:
+        batches = as_batches(opened, pool.labels)
+        for epoch in range(epochs):
+            if not math.isfinite(trainer.train_epoch(epoch, islice(batches, steps))["loss"]):
+                raise UserError(f"a training of evaluate diverged: lower evaluate.training.lr {training.lr:g}")
+    return _accuracy(trainer.predict, test, resources)
 
 
-def _accuracy(predict: Any, test: Images, rows: int = 1024) -> float:
-    images = Pixels.open(test.pixels)
+def _accuracy(predict: Any, test: Images, resources: Resources) -> float:
+    images = ingest.open_images(test.index, resources)
     right = 0
-    for start in range(0, len(images), rows):
-        ids = np.arange(start, min(start + rows, len(images)), dtype=np.int64)
-        right += int((predict(images.take(ids)).argmax(dim=1).numpy() == test.labels[ids]).sum())
-    return right / len(images)
+    for step in images.steps(in_order(images.samples, np.arange(len(test.labels)), ROWS_AT_A_TIME)):
+        right += int((predict(step.images).argmax(dim=1).numpy() == test.labels[step.ids]).sum())
+    return right / len(test.labels)

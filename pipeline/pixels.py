@@ -1,84 +1,150 @@
-"""Stage `pixels`: every image decoded once, as raw RGB files that later stages map into memory."""
+"""Decoded images on this machine's disk, for datasets that fit: an Arrow file per shard, mapped into memory.
 
-import io
-import os
-import tempfile
-from collections.abc import Mapping
-from functools import partial
+They are a cache and no result: named by what they hold, decoded again where one is missing, never part of a run.
+"""
+
+import time
+from collections.abc import Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import images, storage
-from pipeline.config import Config
-from pipeline.errors import CorruptArtifactError, DataError, UserError
-from pipeline.index import load_shards
-from pipeline.parallel import map_items
-from pipeline.resources import Resources
+from pipeline.batches import Step
+from pipeline.disk_cache import DiskCache
+from pipeline.epoch_order import Ids
+from pipeline.epoch_plan import Planned
+from pipeline.errors import DataError
+from pipeline.samples import Samples
 from pipeline.shards import Shard, read_unchanged
-from pipeline.stage import Artifact, Output, Part, Progress, write_part
 
-if TYPE_CHECKING:
-    from pipeline.index import DataConfig
+_ROWS_PER_TASK = 64
 
 
-class PixelsConfig(Config):
-    """image_size: side of the square; max_pixels: as at indexing, so that what was admitted there decodes here."""
+@dataclass(frozen=True)
+class ShardPixels:
+    """The images of one shard. offsets, lengths: int64 [n], their bytes in the shard; size, max_pixels: as Samples."""
 
-    image_size: int
+    shard: Shard
+    offsets: Ids
+    lengths: Ids
+    size: int
     max_pixels: int
 
-    @classmethod
-    def of(cls, data: "DataConfig") -> Self:
-        """The part of the `data` section that decides the pixels."""
-        return cls(image_size=data.image_size, max_pixels=data.max_pixels)
+    @cached_property
+    def name(self) -> str:
+        """Of the file in a cache: a hash of all that decides its bytes."""
+        what = f"{self.shard.sha256} {self.size} {self.max_pixels} {_decoders()} "
+        return f"{storage.sha256(what.encode() + self.offsets.tobytes())[:32]}.arrow"
 
+    def fill(self, into: DiskCache, threads: int = 1) -> bool:
+        """Decode them into a cache, unless they are there; False, at once, while another process does.
 
-def run(
-    inputs: Mapping[str, Artifact], config: PixelsConfig, out: Output, *, resources: Resources, progress: Progress
-) -> dict[str, Any]:
-    """Decode the index's images; one Arrow part per shard, in the order of sample_id. inputs: index.
+        DataError if the shard is not the one that was indexed.
+        """
+        return into.fill(self.name, lambda: _to_arrow(self._decode(threads)))
 
-    DataError if a shard is not the one that was indexed.
-    """
-    index = inputs["index"]
-    filled = [shard for shard in load_shards(index) if shard.num_rows]
-    task = partial(_decode_shard, index_uri=index.uri, config=config, uri=out.uri)
-    items = list(zip(filled, index.parts(), strict=True))
-    for part in map_items(items, task, resources=resources, progress=progress, unit="shards"):
-        out.add(part)
-    num_samples = sum(part.rows for part in out.parts)
-    return {"num_samples": num_samples, "image_size": config.image_size}
+    def _decode(self, threads: int) -> NDArray[np.uint8]:
+        """uint8 [n, size, size, 3]."""
+        data = memoryview(read_unchanged(self.shard))
+        pixels = np.empty((len(self.offsets), self.size, self.size, 3), np.uint8)
 
+        def decode(begin: int) -> None:
+            rows = slice(begin, begin + _ROWS_PER_TASK)
+            for out, offset, length in zip(pixels[rows], self.offsets[rows], self.lengths[rows], strict=True):
+                images.decode_crop(data[offset : offset + length], self.max_pixels, out)
 
-def _decode_shard(item: tuple[Shard, Part], index_uri: str, config: PixelsConfig, uri: str) -> Part:
-    """One task: the images of a shard."""
-    shard, part = item
-    rows = pq.read_table(
-        io.BytesIO(storage.read_verified(storage.join(index_uri, part.name), part.sha256)),
-        columns=["image_offset", "image_size"],
-    )
-    data = memoryview(read_unchanged(shard))
-    size = config.image_size
-    pixels = np.empty((rows.num_rows, size, size, 3), np.uint8)
-    spans = zip(rows["image_offset"].to_pylist(), rows["image_size"].to_pylist(), strict=True)
-    for position, (offset, length) in enumerate(spans):
         try:
-            pixels[position] = images.decode(data[offset : offset + length], size, config.max_pixels)
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(decode, range(0, len(pixels), _ROWS_PER_TASK)))
         except images.UndecodableImageError as error:
             raise DataError(
-                f"an image in {shard.uri!r} that could be decoded at indexing cannot be now ({error}): use the same "
-                "Pillow on all machines"
+                f"an image in {self.shard.uri!r} that could be decoded at indexing cannot be now ({error}): use the "
+                "same Pillow and simplejpeg on all machines"
             ) from error
-    return write_part(uri, f"part-{shard.shard:05d}", ".arrow", _to_arrow(pixels), len(pixels))
+        return pixels
 
 
-def _to_arrow(pixels: NDArray[np.uint8]) -> pa.Buffer:
+@cache
+def _decoders() -> str:
+    return " ".join(f"{name}-{version(name)}" for name in ("simplejpeg", "pillow", "torch"))
+
+
+class Pixels:
+    """The images of an index, from a cache; a shard is decoded when it is first wanted and not there.
+
+    threads: that decode then.
+    """
+
+    def __init__(self, samples: Samples, cache: DiskCache, threads: int = 1) -> None:
+        self.samples, self.threads = samples, threads
+        self._cache = cache
+        self._starts = np.array([*(shard.first_id for shard in samples.shards), len(samples)])
+        self._arrays: list[NDArray[np.uint8] | None] = [None] * len(samples.shards)
+
+    def missing(self) -> list[ShardPixels]:
+        """The shards that are not in the cache."""
+        filled = np.flatnonzero(np.diff(self._starts)).tolist()
+        parts = [self._part(shard) for shard in filled]
+        return [part for part in parts if self._cache.find(part.name) is None]
+
+    def steps(self, plan: Iterable[Planned]) -> Generator[Step, None, None]:
+        """The steps of a plan."""
+        for planned in plan:
+            yield Step(planned.ids, self.take(planned.ids), planned.valid, planned.num_valid_global)
+
+    def take(self, ids: Ids) -> NDArray[np.uint8]:
+        """Images of the given sample_ids, in their order, repeats allowed: uint8 [n, size, size, 3], a copy."""
+        ids = np.asarray(ids, dtype=np.int64)
+        assert not len(ids) or (ids.min() >= 0 and ids.max() < len(self.samples)), "sample_id out of range"
+        size = self.samples.size
+        order = np.argsort(ids, kind="stable")
+        ascending = ids[order]
+        taken = np.empty((len(ids), size * size * 3), np.uint8)
+        bounds = np.searchsorted(ascending, self._starts)
+        wanted = np.flatnonzero(bounds[1:] > bounds[:-1]).tolist()
+        self._open([shard for shard in wanted if self._arrays[shard] is None])
+        for shard in wanted:
+            here = slice(bounds[shard], bounds[shard + 1])
+            array = self._arrays[shard]
+            assert array is not None
+            taken[order[here]] = array[ascending[here] - self._starts[shard]]
+        return taken.reshape(len(ids), size, size, 3)
+
+    def _part(self, shard: int) -> ShardPixels:
+        samples, rows = self.samples, slice(self._starts[shard], self._starts[shard + 1])
+        return ShardPixels(
+            samples.shards[shard],
+            samples.image_offset[rows],
+            samples.image_size[rows],
+            samples.size,
+            samples.max_pixels,
+        )
+
+    def _open(self, shards: list[int]) -> None:
+        """Map these shards; of those that are missing, every process of a machine decodes some."""
+        waiting = {shard: self._part(shard) for shard in shards}
+        while waiting:
+            for shard, part in list(waiting.items()):
+                path = self._cache.find(part.name)
+                if path is None and part.fill(self._cache, self.threads):
+                    path = self._cache.find(part.name)
+                if path is not None:
+                    self._arrays[shard] = _map(path, len(part.offsets), part.size)
+                if self._arrays[shard] is not None:
+                    del waiting[shard]
+            if waiting:
+                time.sleep(0.02)
+
+
+def _to_arrow(pixels: NDArray[np.uint8]) -> memoryview:
     """An Arrow file of one batch, one fixed-size binary per image: its bytes map as one array."""
     kind = pa.binary(pixels[0].size)
     column = pa.Array.from_buffers(kind, len(pixels), [None, pa.py_buffer(pixels)])
@@ -86,74 +152,18 @@ def _to_arrow(pixels: NDArray[np.uint8]) -> pa.Buffer:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
-    return sink.getvalue()
+    return memoryview(sink.getvalue())
 
 
-class Pixels:
-    """The decoded images of a dataset, read by sample_id; parts are mapped when they are first touched."""
-
-    def __init__(self, uri: str, parts: list[Part], size: int) -> None:
-        self.size = size
-        self._uri = uri
-        self._parts = parts
-        self._starts = np.cumsum([0, *(part.rows for part in parts)])
-        self._arrays: list[NDArray[np.uint8] | None] = [None] * len(parts)
-
-    @classmethod
-    def open(cls, artifact: Artifact) -> Self:
-        """The images of a finished stage `pixels`.
-
-        Remote parts are copied once to a cache under this machine's TMPDIR, which may be deleted at any time.
-        """
-        return cls(artifact.uri, artifact.parts(), artifact.metrics["image_size"])
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def take(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Images of the given sample_ids, in their order, repeats allowed: uint8 [n, size, size, 3], a copy."""
-        ids = np.asarray(ids, dtype=np.int64)
-        assert not len(ids) or (ids.min() >= 0 and ids.max() < len(self)), "sample_id out of range"
-        order = np.argsort(ids, kind="stable")
-        ascending = ids[order]
-        images = np.empty((len(ids), self.size * self.size * 3), np.uint8)
-        bounds = np.searchsorted(ascending, self._starts)
-        for part in np.flatnonzero(bounds[1:] > bounds[:-1]).tolist():
-            here = slice(bounds[part], bounds[part + 1])
-            images[order[here]] = self._array(part)[ascending[here] - self._starts[part]]
-        return images.reshape(len(ids), self.size, self.size, 3)
-
-    def _array(self, part: int) -> NDArray[np.uint8]:
-        """The part's images, uint8 [rows, size * size * 3], backed by the mapped file."""
-        array = self._arrays[part]
-        if array is None:
-            array = self._arrays[part] = self._map(self._parts[part])
-        return array
-
-    def _map(self, part: Part) -> NDArray[np.uint8]:
-        uri = storage.join(self._uri, part.name)
-        path = storage.resolve(uri)[1] if storage.is_local(uri) else str(_cached(uri, part))
-        try:
-            file = pa.memory_map(path)
-        except FileNotFoundError as error:
-            raise CorruptArtifactError(f"{uri!r} is named by its manifest but missing: {storage.MEND}") from error
-        if file.size() != part.bytes:
-            raise CorruptArtifactError(f"{path!r} is damaged: {file.size()} bytes instead of {part.bytes}")
-        (column,) = pa.ipc.open_file(file).get_batch(0).columns
-        return np.frombuffer(column.buffers()[1], np.uint8).reshape(part.rows, -1)
-
-
-def _cached(uri: str, part: Part) -> Path:
-    """The part's file in this machine's cache, under the name of its checksum; copied there if it is not yet."""
+def _map(path: Path, rows: int, size: int) -> NDArray[np.uint8] | None:
+    """uint8 [rows, size * size * 3], backed by the file; None if it is gone, or was damaged and is now gone."""
     try:
-        folder = Path(tempfile.gettempdir()) / f"semiprune-pixels-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        owner = folder.stat().st_uid
-    except OSError as error:
-        raise UserError(f"no cache for images: {error}; set TMPDIR to a folder of your own with space") from error
-    if owner != os.getuid():
-        raise UserError(f"{str(folder)!r} belongs to another user: remove it, or set TMPDIR to a folder of your own")
-    path = folder / f"{part.sha256}.arrow"
-    if not path.exists():
-        storage.write(str(path), storage.read_verified(uri, part.sha256))
-    return path
+        (column,) = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0).columns
+        return np.frombuffer(column.buffers()[1], np.uint8).reshape(rows, size * size * 3)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise  # what pyarrow says of bytes that are no such file has none
+        path.unlink(missing_ok=True)
+        return None

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 ROWS_PER_TASK = 8192
 
+ROWS_AT_A_TIME = 1024
+"""Images that a task holds decoded: 150 MB of 224x224."""
+
 
 def load_predictor(
     trained: Artifact, config: "type[SslConfig] | type[ProxyConfig]", resources: Resources

@@ -1,13 +1,15 @@
-"""A random part of every image, as networks on large photographs are trained."""
+"""A random part of every image in every epoch, as networks on large photographs are trained."""
 
 from functools import partial
 
 from pydantic import Field, model_validator
 
+from models.supervised import SupervisedConfig
 from pipeline import counter
 from pipeline.config import Config
-from pipeline.epoch_plan import Ids
+from pipeline.epoch_order import Ids
 from pipeline.images import Box, Crop
+from pipeline.stream import Views
 
 
 class RandomCrop(Config):
@@ -41,3 +43,16 @@ class RandomCrop(Config):
         across = min(max(round((wanted * shape) ** 0.5), 1), width)
         down = min(max(round((wanted / shape) ** 0.5), 1), height)
         return int(x * (width - across + 1)), int(y * (height - down + 1)), across, down
+
+
+class CroppedTraining(SupervisedConfig):
+    """A supervised training. random_crop: the part of each image that an epoch sees; the centre square if None.
+
+    Parts are cut from whole images: a training with them streams from the shards.
+    """
+
+    random_crop: RandomCrop | None = None
+
+    def views(self, seed: int, purpose: str) -> Views | None:
+        """For `pipeline.stream`."""
+        return None if self.random_crop is None else partial(self.random_crop.views, seed, purpose)

@@ -4,9 +4,17 @@ They change speed and, in trainings, rounding: another number of workers or thre
 The stages that train say in their manifest with how many workers they ran.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+
+from pipeline import storage
+
+
+def _local(folder: str) -> str:
+    if not storage.is_local(folder):
+        raise ValueError("images are mapped into memory: name a folder of every machine's own")
+    return storage.resolve(folder)[1]
 
 
 class Resources(BaseModel):
@@ -15,7 +23,9 @@ class Resources(BaseModel):
     num_workers: processes of a training, and final trainings at a time; cpus_per_worker: cores and torch threads of
     each; gpus_per_worker: GPUs of each, 0 trains on the CPU; tasks: at a time where shards are read, decoded or
     written, as many as there are cores when None; max_failures: how often a training whose worker died is continued
-    from its last commit before the stage fails.
+    from its last commit before the stage fails; images: whether they are decoded once into a `cache` on each machine's
+    disk or `stream` from the shards in every epoch, by default what fits is cached; cache_dir: where the
+    cache has its folder, by default TMPDIR; cache_gb: what all runs may keep there, by default half of what is free.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -25,6 +35,9 @@ class Resources(BaseModel):
     gpus_per_worker: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     tasks: Annotated[int, Field(ge=1)] | None = None
     max_failures: Annotated[int, Field(ge=0)] = 3
+    images: Literal["auto", "cache", "stream"] = "auto"
+    cache_dir: Annotated[str, Field(min_length=1), AfterValidator(_local)] | None = None
+    cache_gb: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
     @field_validator("gpus_per_worker")
     @classmethod

@@ -5,13 +5,13 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline import storage
+from pipeline import ingest, storage
 from pipeline.cluster import connected
 from pipeline.errors import SemiPruneError
 from pipeline.index import check_unchanged
@@ -30,6 +30,9 @@ class Display(Protocol):
     def skipped(self, title: str, key: str) -> None:
         """A stage was found done."""
 
+    def note(self, title: str, text: str) -> None:
+        """Something was decided."""
+
 
 def execute(
     stages: Sequence[Stage], root: str, resources: Resources, display: Display, recipe: dict[str, Any]
@@ -41,6 +44,7 @@ def execute(
     """
     storage.write(storage.join(root, PLAN), json.dumps(describe(stages, recipe), indent=1).encode())
     done: dict[str, Artifact] = {}
+    looked_at: set[str] = set()
     with ExitStack() as ray:
         started = False
         for stage in stages:
@@ -49,6 +53,10 @@ def execute(
                 if not started:
                     ray.enter_context(connected(resources))
                     started = True
+                for source in [stage.inputs[name] for name in stage.images]:
+                    if source.key not in looked_at:
+                        looked_at.add(source.key)
+                        _prepare_images(source, done[source.key], resources, display)
                 artifact = _run(stage, root, done, resources, display)
             else:
                 display.skipped(stage.title, stage.key)
@@ -66,28 +74,45 @@ def describe(stages: Sequence[Stage], recipe: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _prepare_images(source: Stage, index: Artifact, resources: Resources, display: Display) -> None:
+    """Say where the images of an index will come from, and decode them if they are to be cached."""
+    choice = ingest.choose(index, resources)
+    title = source.title.replace(source.name, "images")
+    display.note(title, f"{choice.way}: {choice.why}")
+    missing = ingest.missing(index, resources)
+    if missing:
+        with display.stage(title) as progress, _explained(title):
+            ingest.fill(missing, resources, progress)
+
+
 def _run(stage: Stage, root: str, done: dict[str, Artifact], resources: Resources, display: Display) -> Artifact:
     out = Output(stage.uri(root))
     inputs = {name: done[source.key] for name, source in stage.inputs.items()}
     started = time.monotonic()
-    from ray.exceptions import RayError, RayTaskError
-
-    with display.stage(stage.title) as progress:
-        try:
-            metrics = stage.run(inputs, stage.config, out, resources=resources, progress=progress)
-        except RayError as error:
-            cause: BaseException = error
-            while isinstance(cause, RayTaskError) and isinstance(cause.cause, BaseException):
-                cause = cause.cause
-            if isinstance(cause, SemiPruneError):
-                raise cause from error
-            first = (str(cause).strip().splitlines() or [""])[0]
-            raise SemiPruneError(
-                f"the stage {stage.title!r} was given up: {type(cause).__name__}: {first}; what was committed is kept, "
-                "and the same command continues from there"
-            ) from error
+    with display.stage(stage.title) as progress, _explained(stage.title):
+        metrics = stage.run(inputs, stage.config, out, resources=resources, progress=progress)
     facts = {"seconds": round(time.monotonic() - started, 3), "resources": resources.model_dump(), **environment()}
     return stage.commit(root, out, metrics, facts)
+
+
+@contextmanager
+def _explained(title: str) -> Iterator[None]:
+    """Turn what Ray raises into the error of ours that caused it, or one sentence."""
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        yield
+    except RayError as error:
+        cause: BaseException = error
+        while isinstance(cause, RayTaskError) and isinstance(cause.cause, BaseException):
+            cause = cause.cause
+        if isinstance(cause, SemiPruneError):
+            raise cause from error
+        first = (str(cause).strip().splitlines() or [""])[0]
+        raise SemiPruneError(
+            f"the stage {title!r} was given up: {type(cause).__name__}: {first}; what was committed is kept, and the "
+            "same command continues from there"
+        ) from error
 
 
 def environment() -> dict[str, Any]:

@@ -2,19 +2,21 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from models.semi_supervised import SemiSupervisedConfig
-from pipeline import epoch_plan
-from pipeline.batches import make_batch
+from pipeline import ingest
+from pipeline.batches import as_batches
 from pipeline.config import Config
+from pipeline.epoch_plan import Plan
 from pipeline.epochs import EpochLog
 from pipeline.errors import UserError
-from pipeline.pixels import Pixels
 from pipeline.resources import Resources
 from pipeline.stage import Artifact, Output, Progress
 from pipeline.training import Worker, train
@@ -36,13 +38,13 @@ def run(
 ) -> dict[str, Any]:
     """Train; parts: `model` (EMA weights) and `history` (one row per commit: step, losses, mask_rate).
 
-    inputs: pixels, split.
+    inputs: index, split.
     """
     training = config.training
     log = EpochLog(f"{out.uri}/training")
     train(
         _loop,
-        {"pixels": inputs["pixels"], "split": inputs["split"], "config": config, "uri": log.uri},
+        {"index": inputs["index"], "split": inputs["split"], "config": config, "uri": log.uri, "resources": resources},
         out.uri,
         resources,
         progress,
@@ -51,7 +53,7 @@ def run(
     )
     commits = log.commits()
     out.write_table(pa.Table.from_pylist([commit.facts["metrics"] for commit in commits]), "history")
-    num_samples = inputs["pixels"].metrics["num_samples"]
+    num_samples = inputs["index"].metrics["num_samples"]
     out.write("model", ".pt", _weights(config, num_samples, log.read_checkpoint(commits[-1])))
     return {
         "steps": training.steps,
@@ -71,49 +73,47 @@ def _weights(config: SslConfig, num_samples: int, checkpoint: bytes) -> bytes:
     return trainer.weights()
 
 
-def _loop(worker: Worker, pixels: Artifact, split: Artifact, config: SslConfig, uri: str) -> None:
+def _loop(worker: Worker, index: Artifact, split: Artifact, config: SslConfig, uri: str, resources: Resources) -> None:
     """What every worker runs: from the last commit to the last step."""
     from models.semi_supervised import SemiSupervisedTrainer
 
     training, seed = config.training, config.seed
-    images = Pixels.open(pixels)
+    images = ingest.open_images(index, resources)
+    samples = images.samples
     roles = split.table()
     labelled = roles.filter(pc.equal(roles["role"], "train"))
-    labels = np.full(len(images), -1, dtype=np.int64)
+    labels = np.full(len(samples), -1, dtype=np.int64)
     labels[labelled["sample_id"].to_numpy()] = labelled["label"].to_numpy()
 
     log = EpochLog(uri)
-    trainer = SemiSupervisedTrainer(training, config.num_classes, seed, worker.device, len(images))
+    trainer = SemiSupervisedTrainer(training, config.num_classes, seed, worker.device, len(samples))
     last = worker.agree(log.latest() if worker.rank == 0 else None)
     if last is not None:
         trainer.restore(log.read_checkpoint(last))
     step = last.facts["step"] if last else 0
 
-    def batches(first: int) -> Iterator[tuple["Batch", "Batch"]]:
-        size, size_u = training.batch_size, training.batch_size * training.unlabelled_ratio
-        ids_l = labelled["sample_id"].to_numpy()
-        ids_u = np.arange(len(images), dtype=np.int64)
-        place = (worker.rank, worker.world_size)
-        for mine_l, mine_u in zip(
-            epoch_plan.endless_batches(seed, "ssl-labelled", first, ids_l, size, *place),
-            epoch_plan.endless_batches(seed, "ssl-unlabelled", first, ids_u, size_u, *place),
-            strict=True,
-        ):
-            yield make_batch(images, labels, mine_l, size), make_batch(images, labels, mine_u, size_u)
+    def batches(purpose: str, batch_size: int, ids: NDArray[np.int64] | None = None) -> Iterator["Batch"]:
+        plan = Plan(samples, seed, purpose, batch_size, worker.rank, worker.world_size, ids)
+        return as_batches(opened.enter_context(closing(images.steps(plan.endless(step)))), labels)
 
     worker.tick(step)
-    stream = batches(step)
-    while step < training.steps:
-        until = min(training.steps, step + training.checkpoint_every)
-        metrics = trainer.train_steps(range(step, until), stream, worker.tick)
-        if not all(map(math.isfinite, metrics.values())):
-            raise UserError(f"ssl diverged before step {until}: lower ssl.lr {training.lr:g}")
-        step = until
-        worker.tick(step)
-        if worker.rank == 0:
-            log.commit(
-                -(-step // training.checkpoint_every) - 1,
-                files=[],
-                checkpoint=trainer.state(),
-                facts={"step": step, "world_size": worker.world_size, "metrics": {"step": step, **metrics}},
-            )
+    with ExitStack() as opened:
+        pairs = zip(
+            batches("ssl-labelled", training.batch_size, labelled["sample_id"].to_numpy()),
+            batches("ssl-unlabelled", training.batch_size * training.unlabelled_ratio),
+            strict=True,
+        )
+        while step < training.steps:
+            until = min(training.steps, step + training.checkpoint_every)
+            metrics = trainer.train_steps(range(step, until), pairs, worker.tick)
+            if not all(map(math.isfinite, metrics.values())):
+                raise UserError(f"ssl diverged before step {until}: lower ssl.lr {training.lr:g}")
+            step = until
+            worker.tick(step)
+            if worker.rank == 0:
+                log.commit(
+                    -(-step // training.checkpoint_every) - 1,
+                    files=[],
+                    checkpoint=trainer.state(),
+                    facts={"step": step, "world_size": worker.world_size, "metrics": {"step": step, **metrics}},
+                )

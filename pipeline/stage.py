@@ -10,7 +10,7 @@ import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -21,8 +21,12 @@ from pydantic import BaseModel, ConfigDict
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import CorruptArtifactError
+from pipeline.threads import in_threads
 
 MANIFEST = "_MANIFEST.json"
+
+READERS = 8
+"""Parts that are read at a time: an object store takes tens of milliseconds for the first byte of each."""
 
 
 class Progress(Protocol):
@@ -99,8 +103,7 @@ class Artifact:
 
     def tables(self, prefix: str = "part", columns: list[str] | None = None) -> Iterator[pa.Table]:
         """The Parquet parts with that prefix, one at a time, in order."""
-        for part in self.parts(prefix):
-            yield self.read_table(part, columns)
+        yield from in_threads(partial(self.read_table, columns=columns), self.parts(prefix), READERS)
 
     def table(self, prefix: str = "part", columns: list[str] | None = None) -> pa.Table:
         """All Parquet parts with that prefix as one table, in order; CorruptArtifactError if there is none."""
@@ -163,7 +166,7 @@ class Stage:
 
     name: folder under the root; version: raised when the code changes what a stage means; config: everything that
     changes the result; inputs: the stages read, by the name under which `run` receives them; title: what people call
-    this stage, its name unless several share one.
+    this stage, its name unless several share one; images: those of the inputs that are indexes whose images it wants.
     """
 
     name: str
@@ -172,6 +175,7 @@ class Stage:
     inputs: Mapping[str, "Stage"]
     run: Run
     title: str = ""
+    images: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "title", self.title or self.name)

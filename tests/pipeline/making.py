@@ -7,14 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import index, tar
 from pipeline.config import Config
+from pipeline.epoch_plan import in_order
 from pipeline.resources import Resources
+from pipeline.samples import Samples
 from pipeline.stage import Artifact, Output, Run, Stage
+from pipeline.stream import Stream
 
 Files = Mapping[str, bytes]
+
+
+def encoded(pixels: NDArray[np.uint8], form: str = "PNG", **save: Any) -> bytes:
+    """An RGB image [H, W, 3] as a file."""
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, form, **save)
+    return sink.getvalue()
 
 
 def image(seed: int = 0, size: tuple[int, int] = (8, 8), form: str = "PNG", mode: str = "RGB", **save: Any) -> bytes:
@@ -58,20 +69,20 @@ def silent(done: int, total: int, unit: str) -> None:
 
 
 def run_stage(
-    root: Path, name: str, run: Run, config: Config, inputs: Mapping[str, Artifact], workers: int = 2
+    root: Path, name: str, run: Run, config: Config, inputs: Mapping[str, Artifact], workers: int = 2, **facts: Any
 ) -> Artifact:
     """A stage, run and committed under `root`."""
     stage = Stage(name, 1, config, {}, run)
     out = Output(stage.uri(str(root)))
     metrics = run(inputs, config, out, resources=Resources(num_workers=workers), progress=silent)
-    return stage.commit(str(root), out, metrics, {})
+    return stage.commit(str(root), out, metrics, facts)
 
 
-def run_index(root: Path, shards: Any, **settings: Any) -> Artifact:
+def run_index(root: Path, shards: Any, facts: Mapping[str, Any] | None = None, **settings: Any) -> Artifact:
     """An index with a tolerant quarantine, if nothing else is said."""
     settings = {"num_classes": 2, "image_size": 8, "quarantine_limit": 1.0} | settings
     config = index.IndexConfig.of(index.DataConfig(shards=shards, **settings))
-    return run_stage(root, "index", index.run, config, {})
+    return run_stage(root, "index", index.run, config, {}, **(facts or {}))
 
 
 def table_artifact(root: Path, name: str, tables: Iterable[Any]) -> Artifact:
@@ -80,3 +91,21 @@ def table_artifact(root: Path, name: str, tables: Iterable[Any]) -> Artifact:
     for table in tables:
         out.write_table(table)
     return Artifact(out.uri, {"parts": [vars(part) for part in out.parts], "metrics": {}})
+
+
+def take(index: Artifact, ids: Iterable[int]) -> NDArray[np.uint8]:
+    """The images of these sample_ids, from the shards: uint8 [n, size, size, 3]."""
+    samples = Samples.open(index)
+    steps = Stream(samples).steps(in_order(samples, np.array(list(ids), dtype=np.int64), 1024))
+    return np.concatenate([step.images for step in steps])
+
+
+def laid_out(rows_per_shard: list[int], seed: int = 0, mean_bytes: int = 2048) -> Samples:
+    """Where samples of random sizes would be, with gaps as quarantined ones leave them; there are no shards."""
+    rng = np.random.default_rng(seed)
+    length = rng.integers(1, mean_bytes // 256, sum(rows_per_shard)) * 512
+    gap = np.where(rng.random(len(length)) < 0.1, 2048, 0)
+    end = np.cumsum(length + gap)
+    shard = np.repeat(np.arange(len(rows_per_shard)), rows_per_shard)
+    start = end - length
+    return Samples(Artifact("", {}), [], shard, start, length, start + 512, length - 512, size=8, max_pixels=10**6)

@@ -24,9 +24,7 @@ N = 1437
 def inputs(done: dict[str, Artifact]) -> dict[str, Artifact]:
     return {
         "index": done["index"],
-        "pixels": done["pixels"],
         "test_index": done["index test"],
-        "test_pixels": done["pixels test"],
         "select:cutoff": done["select cutoff"],
         "select:beta": done["select beta"],
     }

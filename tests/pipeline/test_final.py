@@ -11,16 +11,16 @@ import torch
 
 from models.augment import WeakConfig
 from models.backbones import ModelConfig
-from models.supervised import SupervisedConfig, SupervisedTrainer
+from models.supervised import SupervisedTrainer
 from pipeline import final
 from pipeline.errors import UserError
 from pipeline.final import FinalConfig, Images, train_and_test
-from pipeline.pixels import _to_arrow
+from pipeline.random_crop import CroppedTraining, RandomCrop
 from pipeline.resources import Resources
-from pipeline.stage import Artifact, Output
-from tests.pipeline.making import silent
+from pipeline.stage import Artifact
+from tests.pipeline.making import encoded, run_index, silent, write_shard
 
-TRAINING = SupervisedConfig(
+TRAINING = CroppedTraining(
     model=ModelConfig(name="resnet9", width=4), epochs=1, batch_size=4, augment=WeakConfig(flip=False)
 )
 CONFIG = FinalConfig(seed=0, num_classes=3, min_steps=1, training=TRAINING)
@@ -28,23 +28,21 @@ IDS = np.array([1, 4, 6], dtype=np.int64)
 RESOURCES = Resources(num_workers=2, cpus_per_worker=2)
 
 
-def images(folder: Path, n: int, key: str = "pixels") -> Images:
+def images(folder: Path, n: int) -> Images:
     """Image i is of one grey, i; its class is i % 3."""
-    out = Output(str(folder))
-    grey = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, 8, 8, 3))
-    out.write("part", ".arrow", _to_arrow(np.ascontiguousarray(grey)), n)
-    manifest = {"key": key, "parts": [vars(part) for part in out.parts], "metrics": {"image_size": 8}}
-    return Images(Artifact(out.uri, manifest), np.arange(n, dtype=np.int64) % 3)
+    grey = [encoded(np.full((8, 8, 3), i, dtype=np.uint8)) for i in range(n)]
+    shard = write_shard(folder / "train.tar", [(f"s{i:03d}", {"png": data}) for i, data in enumerate(grey)])
+    return Images(run_index(folder / "run", str(shard), num_classes=3), np.arange(n, dtype=np.int64) % 3)
 
 
-@pytest.fixture
-def pool(tmp_path: Path) -> Images:
-    return images(tmp_path / "pool", 12)
+@pytest.fixture(scope="module")
+def pool(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Images:
+    return images(tmp_path_factory.mktemp("pool"), 12)
 
 
-@pytest.fixture
-def test(tmp_path: Path) -> Images:
-    return images(tmp_path / "test", 10, key="test pixels")
+@pytest.fixture(scope="module")
+def test(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Images:
+    return images(tmp_path_factory.mktemp("test"), 10)
 
 
 def with_label(these: Images, sample_id: int, label: int) -> Images:
@@ -54,7 +52,7 @@ def with_label(these: Images, sample_id: int, label: int) -> Images:
 
 
 def with_key(these: Images, key: str) -> Images:
-    return replace(these, pixels=Artifact(these.pixels.uri, {**these.pixels.manifest, "key": key}))
+    return replace(these, index=Artifact(these.index.uri, {**these.index.manifest, "key": key}))
 
 
 def trained(**changes: object) -> FinalConfig:
@@ -69,6 +67,7 @@ CHANGES: dict[str, Callable[[Images, Images], tuple[Any, ...]]] = {
     "the seed of the run": lambda pool, test: (IDS, 0, pool, test, CONFIG.model_copy(update={"seed": 1})),
     "the least number of steps": lambda pool, test: (IDS, 0, pool, test, CONFIG.model_copy(update={"min_steps": 9})),
     "the epochs": lambda pool, test: (IDS, 0, pool, test, trained(epochs=2)),
+    "the parts of the images": lambda pool, test: (IDS, 0, pool, test, trained(random_crop=RandomCrop())),
     "the learning rate": lambda pool, test: (IDS, 0, pool, test, trained(lr=0.2)),
     "a label that is trained on": lambda pool, test: (IDS, 0, with_label(pool, 4, 2), test, CONFIG),
     "a label that is tested on": lambda pool, test: (IDS, 0, pool, with_label(test, 4, 2), CONFIG),
@@ -82,8 +81,8 @@ def test_what_changes_the_result_changes_its_key(pool: Images, test: Images, cha
     assert final._key(*CHANGES[change](pool, test)) != final._key(IDS, 0, pool, test, CONFIG)
 
 
-def test_equal_content_has_one_key_wherever_it_lies(pool: Images, test: Images, tmp_path: Path) -> None:
-    elsewhere = images(tmp_path / "elsewhere", 12), images(tmp_path / "other test", 10, key="test pixels")
+def test_equal_content_has_one_key_wherever_it_lies(pool: Images, test: Images) -> None:
+    elsewhere = [replace(these, index=replace(these.index, uri="s3://elsewhere")) for these in (pool, test)]
     assert final._key(IDS.copy(), 0, *elsewhere, CONFIG) == final._key(IDS, 0, pool, test, CONFIG)
 
 
@@ -178,16 +177,66 @@ def test_no_two_trainings_share_weights_or_views_and_each_is_repeatable(
     assert len(set(seeds)) == 4 and seeds[-1] == seeds[0]
 
 
+def test_images_from_the_cache_and_from_the_shards_train_the_same_model(
+    pool: Images, test: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights: list[bytes] = []
+    accuracy = final._accuracy
+    monkeypatch.setattr(
+        final, "_accuracy", lambda predict, *rest: weights.append(predict.__self__.state()) or accuracy(predict, *rest)
+    )
+    for way in ("cache", "stream"):
+        final._train(IDS, 0, pool, test, trained(epochs=3), RESOURCES.model_copy(update={"images": way}))
+    assert weights[0] == weights[1]
+
+
+def test_random_crops_are_of_the_pool_alone_and_others_in_every_epoch_and_training(
+    ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Image i is of grey 10 i, but for a white left half: how much of it is seen tells which part it is."""
+    picture = [np.full((16, 16, 3), 10 * i, dtype=np.uint8) for i in range(12)]
+    for one in picture:
+        one[:, :8] = 255
+    shard = write_shard(tmp_path / "train.tar", [(f"s{i:03d}", {"png": encoded(one)}) for i, one in enumerate(picture)])
+    pool = Images(run_index(tmp_path / "run", str(shard), num_classes=3), np.arange(12, dtype=np.int64) % 3)
+    seen: list[dict[int, float]] = []
+    train_epoch, accuracy = SupervisedTrainer.train_epoch, final._accuracy
+
+    def remember(trainer: SupervisedTrainer, epoch: int, batches: Any) -> dict[str, float]:
+        batches = list(batches)
+        pairs = (pair for b in batches for pair in zip(b.sample_ids, b.images.float().mean((1, 2, 3)), strict=True))
+        seen.append({int(n): float(mean) for n, mean in pairs})
+        return train_epoch(trainer, epoch, batches)
+
+    def look(predict: Any, *rest: Any) -> float:
+        def whole(images: np.ndarray) -> torch.Tensor:
+            assert np.allclose(images.mean((1, 2, 3)), [(255 + 10 * i) / 2 for i in range(12)], atol=1)
+            return predict(images)
+
+        return accuracy(whole, *rest)
+
+    monkeypatch.setattr(SupervisedTrainer, "train_epoch", remember)
+    monkeypatch.setattr(final, "_accuracy", look)
+    for seed in (0, 1):
+        final._train(IDS, seed, pool, pool, trained(epochs=2, random_crop=RandomCrop()), RESOURCES)
+    assert [sorted(epoch) for epoch in seen] == [IDS.tolist()] * 4
+    assert len({tuple(epoch[n] for n in IDS) for epoch in seen}) == 4
+
+
 def test_a_training_that_diverges_is_one_sentence(pool: Images, test: Images) -> None:
     with pytest.raises(UserError, match=r"^a training of evaluate diverged: lower evaluate\.training\.lr 1e\+30$"):
         final._train(np.arange(12), 0, pool, test, trained(lr=1e30, epochs=2), RESOURCES)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 10, 1024])
-def test_accuracy_is_a_count_of_the_test_images_however_they_are_cut(test: Images, rows: int) -> None:
+def test_accuracy_is_a_count_of_the_test_images_however_they_are_cut(
+    test: Images, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(final, "ROWS_AT_A_TIME", rows)
+
     def guess(pixels: np.ndarray) -> torch.Tensor:
         """Right for the images 0..6."""
         grey = torch.from_numpy(pixels[:, 0, 0, 0].astype(np.int64))
         return torch.nn.functional.one_hot((grey + (grey > 6)) % 3, 3).float()
 
-    assert final._accuracy(guess, test, rows) == 0.7
+    assert final._accuracy(guess, test, RESOURCES) == 0.7

@@ -9,10 +9,11 @@ import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
 
-from pipeline import export, index, pixels, shards, storage
+from pipeline import export, images, index, ingest, shards, storage
+from pipeline.epoch_plan import in_order
 from pipeline.errors import DataError, UserError
 from pipeline.index import DataConfig, IndexConfig, check_unchanged, load_index, load_shards
-from pipeline.pixels import Pixels, PixelsConfig
+from pipeline.resources import Resources
 from pipeline.stage import Artifact, Output, Stage
 from tests.pipeline.making import image, silent, write_dataset
 
@@ -45,7 +46,7 @@ def _in_this_process(monkeypatch):
     def here(items, function, *, resources, progress, unit):
         return [function(item) for item in items]
 
-    for stage in (index, pixels, export):
+    for stage in (index, ingest, export):
         monkeypatch.setattr(stage, "map_items", here)
 
 
@@ -55,9 +56,7 @@ def run(root, name, stage_run, config, inputs) -> Artifact:
     return stage.commit(root, out, stage_run(inputs, config, out, resources=None, progress=silent), {})
 
 
-def test_ingest_and_export(bucket, tmp_path, monkeypatch):
-    monkeypatch.setattr(pixels.tempfile, "tempdir", str(tmp_path / "cache"))
-    (tmp_path / "cache").mkdir()
+def test_ingest_and_export(bucket, tmp_path):
     write_dataset(tmp_path / "data", num_shards=2)
     for path in (tmp_path / "data").iterdir():
         storage.write(f"{bucket}/data/{path.name}", path.read_bytes())
@@ -71,9 +70,14 @@ def test_ingest_and_export(bucket, tmp_path, monkeypatch):
     check_unchanged(indexed)
     assert shards.find([f"{bucket}/data/train-{{000000..000001}}.tar"]) == shards.find(config.shards)
 
-    decoded = run(root, "pixels", pixels.run, PixelsConfig.of(config), {"index": indexed})
-    taken = Pixels.open(decoded).take(np.array([7, 0]))
-    np.testing.assert_array_equal(taken[1], pixels.images.decode(image(0), 8, 10**6))
+    expected = np.stack([images.decode(image(n), 8, 10**6) for n in range(8)])
+    for way in ("cache", "stream"):
+        resources = Resources(images=way, cache_dir=str(tmp_path / "cache"))
+        ingest.fill(ingest.missing(indexed, resources), resources, silent)
+        opened = ingest.open_images(indexed, resources)
+        (step,) = opened.steps(in_order(opened.samples, np.arange(7, -1, -1), 8))
+        np.testing.assert_array_equal(step.images, expected[::-1])
+    assert len(list((tmp_path / "cache").rglob("*.arrow"))) == 2
 
     rows = Output(f"{root}/rows")
     rows.write_table(pa.table({"sample_id": [1, 6], "rank": [1, 0], "pseudo_label": [0, 1], "confidence": [0.5, 1.0]}))

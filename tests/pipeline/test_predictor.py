@@ -2,18 +2,17 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
 from pipeline import predictor, storage
 from pipeline.errors import CorruptArtifactError
-from pipeline.pixels import Pixels
 from pipeline.predictor import load_predictor
 from pipeline.proxy import ProxyConfig
 from pipeline.resources import Resources
 from pipeline.ssl import SslConfig
 from pipeline.stage import Artifact
+from tests.pipeline.making import take
 
 
 def test_it_holds_the_weights_that_the_stage_wrote(done: dict[str, Artifact]) -> None:
@@ -41,7 +40,7 @@ def test_a_task_uses_the_threads_that_it_has(done: dict[str, Artifact]) -> None:
 
 
 def test_the_proxy_knows_most_of_what_it_was_trained_on(done: dict[str, Artifact]) -> None:
-    images = Pixels.open(done["pixels"]).take(np.arange(300))
+    images = take(done["index"], range(300))
     labels = done["pseudo_label"].table()["train_label"].to_numpy()[:300]
     predicted = load_predictor(done["proxy"], ProxyConfig, Resources()).predict(images).argmax(dim=1).numpy()
     assert (predicted == labels).mean() > 0.5

@@ -1,10 +1,15 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.random_crop import RandomCrop
+from pipeline.errors import UserError
+from pipeline.random_crop import CroppedTraining, RandomCrop
+from pipeline.recipe import load_recipe
+from tests.running import tiny_recipe
 
 sides = st.integers(1, 3000)
 
@@ -56,3 +61,28 @@ def test_an_impossible_area_is_refused(area: tuple[float, float]) -> None:
 def test_an_impossible_ratio_is_refused(ratio: tuple[float, float]) -> None:
     with pytest.raises(ValidationError, match="ratio must be two numbers above 0"):
         RandomCrop(ratio=ratio)
+
+
+def test_a_training_has_crops_only_if_they_are_asked_for() -> None:
+    model = {"name": "resnet9", "width": 4}
+    assert CroppedTraining.model_validate({"model": model}).views(0, "test") is None
+    views = CroppedTraining.model_validate({"model": model, "random_crop": {"flip": False}}).views(7, "test")
+    assert views is not None
+    ids = np.arange(20)
+    expected = RandomCrop(flip=False).views(7, "test", 3, ids)
+    boxes = [(crop(50, 40), flip) for crop, flip in views(3, ids)]
+    assert boxes == [(crop(50, 40), flip) for crop, flip in expected]
+
+
+@pytest.mark.parametrize("section", ["proxy", "evaluate.training"])
+def test_parts_of_images_cannot_come_from_a_cache_of_their_centres(tmp_path: Path, section: str) -> None:
+    recipe = str(tiny_recipe(tmp_path / "data", tmp_path / "run"))
+    crop = f"{section}.random_crop={{}}"
+    with pytest.raises(UserError) as caught:
+        load_recipe(recipe, (crop, "resources={images: cache}"))
+    assert str(caught.value).endswith(
+        f"{section}.random_crop cuts parts out of whole images, which a cache does not hold: set resources.images to "
+        "auto or stream"
+    )
+    for images in ("auto", "stream"):
+        assert load_recipe(recipe, (crop, f"resources={{images: {images}}}")).resources.images == images

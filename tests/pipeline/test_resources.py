@@ -1,12 +1,21 @@
 """What a run may ask for."""
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
 from pipeline.config import Config
 from pipeline.resources import Resources
 
-LOWEST = {"num_workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0.0, "tasks": 1, "max_failures": 0}
+LOWEST = {
+    "num_workers": 1,
+    "cpus_per_worker": 1,
+    "gpus_per_worker": 0.0,
+    "tasks": 1,
+    "max_failures": 0,
+    "cache_gb": 0.0,
+}
 
 
 @pytest.mark.parametrize(("name", "lowest"), LOWEST.items())
@@ -38,6 +47,30 @@ def test_an_unknown_key_is_refused_and_a_known_one_cannot_change_later() -> None
         Resources.model_validate({"num_wokers": 2})
     with pytest.raises(ValidationError, match="frozen"):
         Resources().num_workers = 4  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("value", ["disk", "Cache", True])
+def test_images_come_from_where_it_is_said(value: object) -> None:
+    assert Resources().images == "auto"
+    with pytest.raises(ValidationError, match="'auto', 'cache' or 'stream'"):
+        Resources.model_validate({"images": value})
+
+
+def test_the_cache_is_on_a_disk_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Resources(cache_dir="here").cache_dir == str(tmp_path / "here")  # workers run in other folders
+    assert Resources(cache_dir=f"file://{tmp_path}").cache_dir == str(tmp_path)
+    for place in ("s3://bucket/cache", "memory://cache"):
+        with pytest.raises(ValidationError, match="mapped into memory: name a folder of every machine's own"):
+            Resources(cache_dir=place)
+    with pytest.raises(ValidationError, match="cache_dir"):
+        Resources(cache_dir="")
+
+
+@pytest.mark.parametrize("size", ["Infinity", "NaN", "-1"])
+def test_the_size_of_the_cache_is_a_number(size: str) -> None:
+    with pytest.raises(ValidationError, match="cache_gb"):
+        Resources.model_validate_json(f'{{"cache_gb": {size}}}')
 
 
 def test_they_are_no_settings_lest_they_enter_a_key() -> None:

@@ -1,6 +1,7 @@
 """A plan is carried out: what a whole run leaves, what is not done again, and what is said when it fails."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,17 +15,18 @@ from pipeline.recipe import Recipe, load_recipe
 from pipeline.run import execute
 from pipeline.scores import compute_scores
 from pipeline.selectors import select
-from pipeline.stage import Artifact, Progress
+from pipeline.stage import Artifact, Part, Progress
 from pipeline.status import read_status
 from tests.running import tiny_recipe
 
 
 class Silent:
-    """A display that remembers which stages ran."""
+    """A display that remembers which stages ran, and what was decided."""
 
     def __init__(self) -> None:
         self.ran: list[str] = []
         self.found: list[str] = []
+        self.noted: list[tuple[str, str]] = []
 
     @contextmanager
     def stage(self, title: str) -> Iterator[Progress]:
@@ -34,12 +36,15 @@ class Silent:
     def skipped(self, title: str, key: str) -> None:
         self.found.append(title)
 
+    def note(self, title: str, text: str) -> None:
+        self.noted.append((title, text))
 
-def run_here(recipe: Recipe, until: str | None = None) -> Silent:
+
+def run_here(recipe: Recipe, until: str | None = None, display: Silent | None = None) -> Silent:
     stages = plan.build(recipe)
     if until is not None:
         stages = plan.needed(stages, until)
-    display = Silent()
+    display = display or Silent()
     execute(stages, recipe.root, recipe.resources, display, recipe.model_dump(mode="json"))
     return display
 
@@ -96,8 +101,84 @@ def test_what_ray_gives_up_on_is_one_sentence(
     assert read_status(str(tmp_path / "run"))[0].state == "to run"
 
 
+def content(artifact: Artifact) -> dict[str, bytes]:
+    """Every file that a stage published, but for the random end of its name."""
+    parts = [Part(**row) for row in artifact.manifest["parts"]]
+    return {re.sub(r"-[0-9a-f]{8}(?=\.)", "", part.name): artifact.read(part) for part in parts}
+
+
+@pytest.mark.slow
+def test_images_from_the_shards_give_the_same_coresets_as_those_from_the_cache(
+    ray_local: None, done: dict[str, Artifact], reference_run: Path, tmp_path: Path
+) -> None:
+    """To the byte, models, scores, exported shards and the evaluation included; the reference run took the cache."""
+    recipe = load_recipe(
+        str(reference_run.parent / "run.yaml"),
+        (f"root={tmp_path}/run", f"resources={{images: stream, cache_dir: {tmp_path}/cache}}"),
+    )
+    display = Silent()
+    stages = [stage for stage in plan.build(recipe) if stage.name != "report"]
+    streamed = execute(stages, recipe.root, recipe.resources, display, recipe.model_dump(mode="json"))
+    why = "stream: as resources.images says"
+    assert display.noted == [("images", why), ("images test", why)]
+    assert not (tmp_path / "cache").exists()
+    assert [artifact.manifest["title"] for artifact in streamed] == [title for title in done if title != "report"]
+    for artifact in streamed:
+        theirs = done[artifact.manifest["title"]]
+        assert (artifact.manifest["resources"]["images"], theirs.manifest["resources"]["images"]) == ("stream", "auto")
+        assert content(artifact) == content(theirs)
+        assert artifact.metrics == theirs.metrics
+
+
+def test_images_are_decoded_before_the_first_stage_that_wants_them_and_once(
+    ray_local: None, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.ssl.run", lambda *_, **__: {})
+    monkeypatch.setattr("pipeline.pseudo_label.run", lambda *_, **__: {})
+    cache = tmp_path / "cache"
+    recipe = load_recipe(str(tiny_recipe(digits, tmp_path / "run")), (f"resources={{cache_dir: {cache}}}",))
+    display = run_here(recipe, until="pseudo_label")
+    assert display.ran == ["index", "split", "images", "ssl", "pseudo_label"]
+    ((title, why),) = display.noted
+    assert title == "images" and why.startswith("cache: 276 kB decoded, ")
+    assert sum(path.stat().st_size for path in cache.rglob("*.arrow")) == pytest.approx(1437 * 192, rel=0.05)
+    # Another run finds them, and one that is done does not ask.
+    display = run_here(recipe.model_copy(update={"root": str(tmp_path / "other")}), until="ssl")
+    assert display.ran == ["index", "split", "ssl"] and len(display.noted) == 1
+    display = run_here(recipe, until="pseudo_label")
+    assert display.ran == display.noted == []
+
+
+def test_a_run_that_crops_its_images_caches_none(
+    ray_local: None, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stage in ("ssl", "pseudo_label", "proxy"):
+        monkeypatch.setattr(f"pipeline.{stage}.run", lambda *_, **__: {})
+    recipe = load_recipe(
+        str(tiny_recipe(digits, tmp_path / "run")),
+        (f"resources={{cache_dir: {tmp_path}/cache, cache_gb: 1.0e-5}}", "proxy.random_crop={}"),
+    )
+    display = run_here(recipe, until="proxy")
+    assert display.ran == ["index", "split", "ssl", "pseudo_label", "proxy"]
+    assert [why.partition(":")[0] for _, why in display.noted] == ["stream"]
+
+
+NO_SPACE = r"no space left to write '.*': free some, then run the same command again"
+
+
 def test_a_full_disk_is_one_sentence(ray_local: None, digits: Path, tmp_path: Path, small_disk: Path) -> None:
-    recipe = load_recipe(str(tiny_recipe(digits, tmp_path / "run")), (f"root={small_disk}/run", "data.image_size=32"))
-    with pytest.raises(UserError, match=r"no space left to write '.*': free some, then run the same command again"):
+    recipe = load_recipe(str(tiny_recipe(digits, tmp_path / "run")), (f"root={small_disk}/run",))
+    (small_disk / "filling").write_bytes(bytes((1 << 20) - (32 << 10)))  # a plan can be written, and not all parts
+    with pytest.raises(UserError, match=NO_SPACE):
         run_here(recipe)
-    assert [row.state for row in read_status(recipe.root)][:2] == ["done", "started"]
+    assert [row.state for row in read_status(recipe.root)][:2] == ["started", "to run"]
+
+
+def test_a_full_cache_is_one_sentence(ray_local: None, digits: Path, tmp_path: Path, small_disk: Path) -> None:
+    (small_disk / "filling").write_bytes(bytes((1 << 20) - (100 << 10)))
+    recipe = load_recipe(
+        str(tiny_recipe(digits, tmp_path / "run")), (f"resources={{cache_dir: {small_disk}, cache_gb: 1}}",)
+    )
+    with pytest.raises(UserError, match=NO_SPACE):
+        run_here(recipe)
+    assert [row.state for row in read_status(recipe.root)][:4] == ["done", "done", "done", "to run"]

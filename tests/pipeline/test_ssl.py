@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ from models import training
 from pipeline import ssl
 from pipeline.epochs import EpochLog
 from pipeline.errors import UserError
+from pipeline.resources import Resources
 from pipeline.ssl import SslConfig
 from pipeline.stage import Artifact
 from pipeline.training import Worker
@@ -36,13 +38,20 @@ def config_of(done: dict[str, Artifact], **changes: object) -> SslConfig:
 
 @pytest.fixture
 def learn(done: dict[str, Artifact], lone_worker: Worker) -> Learn:
-    def run(folder: Path, split: Artifact | None = None, die_at: int | None = None, **changes: object) -> bytes:
+    def run(
+        folder: Path,
+        split: Artifact | None = None,
+        die_at: int | None = None,
+        images: Literal["cache", "stream"] = "cache",
+        **changes: object,
+    ) -> bytes:
         def tick(step: int) -> None:
             if step == die_at:
                 raise KilledError
 
         config = config_of(done, **{"steps": 7, "checkpoint_every": 3, "batch_size": 8, **changes})
-        ssl._loop(replace(lone_worker, tick=tick), done["pixels"], split or done["split"], config, str(folder))
+        worker = replace(lone_worker, tick=tick)
+        ssl._loop(worker, done["index"], split or done["split"], config, str(folder), Resources(images=images))
         log = EpochLog(str(folder))
         return log.read_checkpoint(log.commits()[-1])
 
@@ -93,6 +102,15 @@ def test_a_training_that_died_at_any_step_ends_in_the_same_bytes(learn: Learn, t
     with pytest.raises(KilledError):
         learn(tmp_path / "died", die_at=moment)
     assert learn(tmp_path / "died") == expected
+
+
+def test_images_from_the_cache_and_from_the_shards_train_the_same_model(learn: Learn, tmp_path: Path) -> None:
+    """Also a training that takes them from the one before it died, and from the other afterwards."""
+    expected = learn(tmp_path / "cached")
+    assert learn(tmp_path / "streamed", images="stream") == expected
+    with pytest.raises(KilledError):
+        learn(tmp_path / "both", die_at=5, images="stream")
+    assert learn(tmp_path / "both") == expected
 
 
 def test_after_the_last_step_nothing_is_trained(learn: Learn, tmp_path: Path) -> None:

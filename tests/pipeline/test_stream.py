@@ -2,7 +2,8 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,11 +13,16 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 import s3fs
 
-from pipeline import images, storage, stream, stream_plan
+from pipeline import epoch_order, epoch_plan, images, storage, stream
+from pipeline.batches import Step
+from pipeline.disk_cache import DiskCache
+from pipeline.epoch_plan import Plan, Planned, in_order
 from pipeline.errors import DataError, StorageError
+from pipeline.pixels import Pixels
 from pipeline.random_crop import RandomCrop
+from pipeline.samples import Samples
 from pipeline.shards import Shard
-from pipeline.stream import Samples, Step, Stream
+from pipeline.stream import Stream
 from tests.object_store import Fault, Proxy, Request
 from tests.pipeline.making import image, run_index, write_shard
 
@@ -49,6 +55,11 @@ def samples(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Sample
     found = Samples.open(index)
     assert len(found) == N
     return found
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> DiskCache:
+    return DiskCache(tmp_path_factory.mktemp("cache"), 10**9)
 
 
 def name(number: int) -> str:
@@ -89,56 +100,130 @@ def moved(samples: Samples, place: Callable[[Shard], str]) -> Samples:
     return replace(samples, shards=[replace(shard, uri=place(shard)) for shard in samples.shards])
 
 
+def planned(
+    samples: Samples, batch_size: int, rank: int = 0, world_size: int = 1, epoch: int = 0, seed: int = 0
+) -> Iterator[Planned]:
+    """One epoch."""
+    plan = Plan(samples, seed, "test", batch_size, rank, world_size)
+    return itertools.islice(plan.epochs(epoch), plan.num_steps)
+
+
+def of_a_large_dataset(monkeypatch: pytest.MonkeyPatch, max_rows: int = 5, lanes: int = 4, window: int = 100) -> None:
+    """A lane has many chunks, and an epoch many windows."""
+    monkeypatch.setattr(epoch_plan, "SMALL_BYTES", 0)
+    monkeypatch.setattr(epoch_plan, "WINDOW", window)
+    monkeypatch.setattr(epoch_plan, "LANES", lanes)
+    monkeypatch.setattr(epoch_order, "LANES", lanes)
+    monkeypatch.setattr(epoch_plan, "cut_chunks", partial(epoch_order.cut_chunks, max_rows=max_rows))
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 5])
-def test_every_sample_comes_once_an_epoch_with_the_pixels_of_the_cache(
+def test_every_sample_comes_once_an_epoch_with_the_pixels_of_the_decoder(
     samples: Samples, expected: np.ndarray, world_size: int
 ) -> None:
     for epoch in range(2):
-        ranks = [list(Stream(samples, 0, "test", 50, rank, world_size).epoch(epoch)) for rank in range(world_size)]
+        ranks = [
+            list(Stream(samples).steps(planned(samples, 50, rank, world_size, epoch))) for rank in range(world_size)
+        ]
         assert_epoch(ranks, expected)
 
 
 def test_a_batch_smaller_than_the_group_has_padding(samples: Samples, expected: np.ndarray) -> None:
-    ranks = [list(Stream(samples, 0, "test", 2, rank, 3).epoch(0)) for rank in range(3)]
+    ranks = [list(Stream(samples).steps(planned(samples, 2, rank, 3))) for rank in range(3)]
     assert_epoch(ranks, expected)
     assert {len(step.ids) for steps in ranks for step in steps} == {1}
     assert sum(int((~step.valid).sum()) for steps in ranks for step in steps) == N // 2
 
 
+LABELLED = np.random.default_rng(0).choice(N, 40, replace=False)
+PLANS: dict[str, Callable[[Samples], Iterator[Planned]]] = {
+    "an epoch": lambda samples: planned(samples, 32, seed=3),
+    "a rank of several": lambda samples: planned(samples, 32, rank=1, world_size=3),
+    "padding": lambda samples: planned(samples, 2, rank=2, world_size=3),
+    "epochs": lambda samples: itertools.islice(Plan(samples, 0, "test", 50).epochs(4), 20),
+    "labelled rows over and over": lambda samples: itertools.islice(
+        Plan(samples, 0, "test", 32, 1, 2, LABELLED).endless(7), 12
+    ),
+    "all rows over and over": lambda samples: itertools.islice(Plan(samples, 0, "test", 64).endless(3), 12),
+    "in order": lambda samples: in_order(samples, np.arange(100, 300), 64),
+    "in an order of their own": lambda samples: in_order(samples, LABELLED, 7),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("large", [False, True])
+def test_a_plan_gives_the_same_steps_from_the_cache_and_from_the_shards(
+    samples: Samples,
+    cache: DiskCache,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    large: bool,
+) -> None:
+    if large:
+        of_a_large_dataset(monkeypatch)
+    ways = [Stream(samples, threads=2), Stream(samples), Pixels(samples, cache)]
+    streamed, alone, cached = (list(way.steps(PLANS[name](samples))) for way in ways)
+    assert len(streamed) == len(cached) > 0
+    for one, other, third in zip(streamed, cached, alone, strict=True):
+        for step in (other, third):
+            assert all(np.array_equal(ours, theirs) for ours, theirs in zip(one, step, strict=True))
+            assert step.images.flags.writeable and step.images.dtype == np.uint8
+
+
 def test_steps_do_not_depend_on_threads_or_on_where_the_epoch_was_taken_up(
     samples: Samples, requests: list[tuple[str, int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As in a large dataset, a lane has many chunks.
-    monkeypatch.setattr(stream_plan, "LANES", 4)
-    monkeypatch.setattr(stream_plan, "cut_chunks", partial(stream_plan.cut_chunks, max_rows=5))
-    whole = list(Stream(samples, 3, "test", 32, crop=CROP, window=100, threads=3).epoch(1))
+    of_a_large_dataset(monkeypatch)
+    views = partial(CROP.views, 3, "test")
+    plan = Plan(samples, 3, "test", 32)
+    whole = list(Stream(samples, 3, views).steps(itertools.islice(plan.epochs(), 3 * plan.num_steps)))
     of_whole = len(requests)
     requests.clear()
-    tail = list(Stream(samples, 3, "test", 32, crop=CROP, window=100, threads=1).epoch(1, first_step=9))
-    assert len(whole) == Stream(samples, 3, "test", 32).num_steps == 9 + len(tail)
+    tail = list(Stream(samples, 1, views).steps(itertools.islice(plan.epochs(2), plan.num_steps)))
+    assert len(whole) == 3 * len(tail)
+    for one, other in zip(whole[-len(tail) :], tail, strict=True):
+        assert np.array_equal(one.ids, other.ids)
+        assert np.array_equal(one.images, other.images)
+    assert len(requests) == of_whole / 3
+
+    requests.clear()
+    whole = list(Stream(samples, 3).steps(itertools.islice(plan.endless(), 12)))
+    of_whole = len(requests)
+    requests.clear()
+    tail = list(Stream(samples, 1).steps(itertools.islice(plan.endless(9), 3)))
     for one, other in zip(whole[9:], tail, strict=True):
         assert np.array_equal(one.ids, other.ids)
         assert np.array_equal(one.images, other.images)
     # Nothing is read that only the steps before need.
-    assert len(requests) < of_whole / 2
-    requests.clear()
-    assert list(Stream(samples, 3, "test", 32).epoch(1, first_step=len(whole))) == []
-    assert not requests
+    assert len(requests) < of_whole * 0.6
 
 
-def test_every_range_is_read_once_an_epoch(samples: Samples, requests: list[tuple[str, int, int]]) -> None:
+def test_of_what_is_large_every_range_is_read_once_an_epoch(
+    samples: Samples, requests: list[tuple[str, int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_a_large_dataset(monkeypatch)
     for rank in range(2):
-        list(Stream(samples, 0, "test", 32, rank, 2).epoch(0))
+        list(Stream(samples).steps(planned(samples, 32, rank, 2)))
     assert len(requests) == len(set(requests))
     assert sum(length for _, _, length in requests) == samples.length.sum()
 
 
+def test_of_what_is_small_every_worker_reads_all_in_few_requests(
+    samples: Samples, requests: list[tuple[str, int, int]]
+) -> None:
+    for rank in range(2):
+        list(Stream(samples).steps(planned(samples, 32, rank, 2)))
+    assert len(requests) == 2 * NUM_SHARDS
+    assert sum(length for _, _, length in requests) == 2 * samples.length.sum()
+
+
 def test_random_crops_belong_to_the_sample_and_the_epoch(samples: Samples) -> None:
     views = []
+    cropped = Stream(samples, views=partial(CROP.views, 0, "test"))
     for world_size in (1, 3):
-        ranks = [Stream(samples, 0, "test", 40, rank, world_size, CROP) for rank in range(world_size)]
+        ranks = [cropped.steps(planned(samples, 40, rank, world_size, epoch=4)) for rank in range(world_size)]
         seen: dict[int, np.ndarray] = {}
-        for step in itertools.chain.from_iterable(rank.epoch(4) for rank in ranks):
+        for step in itertools.chain.from_iterable(ranks):
             seen |= dict(zip(step.ids.tolist(), step.images, strict=True))
         views.append(np.stack([seen[n] for n in range(N)]))
     assert np.array_equal(views[0], views[1])
@@ -146,10 +231,12 @@ def test_random_crops_belong_to_the_sample_and_the_epoch(samples: Samples) -> No
     for n, (crop, flip) in enumerate(CROP.views(0, "test", 4, np.arange(N))):
         images.decode_crop(data(n), 10**6, pixels, crop, flip)
         assert np.array_equal(views[0][n], pixels)
-    other = next(Stream(samples, 0, "test", 40, crop=CROP).epoch(5))
-    assert (
-        np.mean([np.array_equal(pixels, views[0][n]) for n, pixels in zip(other.ids, other.images, strict=True)]) < 0.2
-    )
+    for seed, epoch in ((0, 5), (1, 4)):
+        stream_of_others = Stream(samples, views=partial(CROP.views, seed, "test"))
+        steps = stream_of_others.steps(planned(samples, 40, epoch=epoch))
+        pairs = (pair for step in steps for pair in zip(step.ids, step.images, strict=True))
+        same = [np.array_equal(image, views[0][n]) for n, image in pairs]
+        assert len(same) == N and np.mean(same) < 0.2
 
 
 def test_two_hundred_faults_of_a_store_lose_nothing(
@@ -184,10 +271,12 @@ def test_two_hundred_faults_of_a_store_lose_nothing(
         ][rng.integers(7)]
 
     faulty.plan = plan
+    of_a_large_dataset(monkeypatch, max_rows=256, lanes=96, window=2048)
     epoch = 0
     while faults < 200:
         assert epoch < 10
-        assert_epoch([list(Stream(remote, 0, "test", 64, rank, 2).epoch(epoch)) for rank in range(2)], expected)
+        ranks = [list(Stream(remote).steps(planned(remote, 64, rank, 2, epoch))) for rank in range(2)]
+        assert_epoch(ranks, expected)
         epoch += 1
 
 
@@ -200,7 +289,7 @@ def test_a_store_that_stays_ill_is_an_error_and_leaves_no_thread(
     faulty.plan = lambda request: Fault(status=503, code="SlowDown")
     remote = moved(samples, lambda shard: f"{s3_root}/{Path(shard.uri).name}")
     with pytest.raises(StorageError, match=r"train-\d\.tar"):
-        list(Stream(remote, 0, "test", 64).epoch(0))
+        list(Stream(remote).steps(planned(remote, 64)))
     assert threads() == []
 
 
@@ -226,7 +315,7 @@ def test_a_shard_that_is_not_the_indexed_one_is_an_error_by_name(
         path.write_bytes(content)
     other = moved(samples, lambda shard: str(path) if shard.shard == 2 else shard.uri)
     with pytest.raises(DataError, match=r"the shard '.*other\.tar' (has changed|is gone)"):
-        list(Stream(other, 0, "test", 64).epoch(0))
+        list(Stream(other).steps(planned(other, 64)))
     assert threads() == []
 
 
@@ -237,7 +326,7 @@ def test_an_image_that_cannot_be_decoded_any_more_is_an_error_by_name(samples: S
     (tmp_path / "other.tar").write_bytes(content)
     other = moved(samples, lambda shard: str(tmp_path / "other.tar") if shard.shard == 1 else shard.uri)
     with pytest.raises(DataError, match=r"the image 's123' in '.*other\.tar' could be decoded at indexing"):
-        list(Stream(other, 0, "test", 64).epoch(0))
+        list(Stream(other).steps(planned(other, 64)))
 
 
 def test_what_is_read_ahead_is_bounded_and_an_abandoned_epoch_ends_its_threads(
@@ -245,7 +334,8 @@ def test_what_is_read_ahead_is_bounded_and_an_abandoned_epoch_ends_its_threads(
 ) -> None:
     monkeypatch.setattr(stream, "_ROWS_READ_AHEAD", 1)
     monkeypatch.setattr(stream, "_DECODED_BYTES", 1)
-    steps = Stream(samples, 0, "test", 8, window=1).epoch(0)
+    of_a_large_dataset(monkeypatch, max_rows=1, window=1)
+    steps = Stream(samples).steps(Plan(samples, 0, "test", 8).epochs())
     next(steps)
     time.sleep(0.3)
     # Two batches decoded, two more read, and one of each when the first was handed out.
@@ -256,11 +346,13 @@ def test_what_is_read_ahead_is_bounded_and_an_abandoned_epoch_ends_its_threads(
 
 def test_memory_stays_flat_over_twenty_epochs(samples: Samples) -> None:
     large = replace(samples, size=128)
-    growing = Stream(large, 0, "test", 64, threads=2)
     process, seen = psutil.Process(os.getpid()), []
-    for epoch in range(20):
-        assert sum(len(step.ids) for step in growing.epoch(epoch)) == N
-        seen.append(process.memory_info().rss / 1e6)
+    plan = Plan(large, 0, "test", 64)
+    with closing(Stream(large, threads=2).steps(plan.epochs())) as steps:
+        for _ in range(20):
+            assert sum(len(step.ids) for step in itertools.islice(steps, plan.num_steps)) == N
+            seen.append(process.memory_info().rss / 1e6)
+    assert threads() == []
     of_all_epochs = 16 * N * 128 * 128 * 3 / 1e6
     assert of_all_epochs > 250
     assert max(seen[4:]) - max(seen[:4]) < 40

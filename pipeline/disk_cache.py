@@ -1,0 +1,95 @@
+"""A bounded folder of files that all processes of a machine fill and use together; what was not used longest goes.
+
+A file that is mapped outlives its eviction, so nobody has to say that he is done with one.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from filelock import FileLock, Timeout
+
+from pipeline import storage
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class DiskCache:
+    """folder: of the cache's own; max_bytes: of all files together. The folder may be deleted at any time."""
+
+    folder: Path
+    max_bytes: int
+
+    @classmethod
+    def at(cls, place: str | None, max_bytes: int | None) -> Self:
+        """place: where its folder is, by default TMPDIR; max_bytes: by default half of what it could have there.
+
+        UserError if there can be no such folder.
+        """
+        # A folder of its own in any place: whatever is in it may be evicted.
+        folder = Path(place or tempfile.gettempdir()) / f"semiprune-cache-{os.getuid()}"
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            owner, free = folder.stat().st_uid, shutil.disk_usage(folder).free
+        except OSError as error:
+            raise UserError(
+                f"no cache for images at {str(folder)!r}: {error.strerror}; name a folder in resources.cache_dir, or "
+                "set resources.images to stream"
+            ) from error
+        if owner != os.getuid():
+            raise UserError(f"{str(folder)!r} belongs to another user: name another place in resources.cache_dir")
+        return cls(folder, max_bytes if max_bytes is not None else (free + sum(_sizes(folder).values())) // 2)
+
+    def find(self, name: str) -> Path | None:
+        """The file of that name, which now counts as used; None if it is not there."""
+        path = self.folder / name
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            return None
+        return path
+
+    def fill(self, name: str, make: Callable[[], bytes | memoryview]) -> bool:
+        """Have `make` make the file, unless it is there; False, at once, while another process does."""
+        lock = FileLock(self.folder / f"{name[:2]}.lock")  # shared by some names, so that locks do not pile up
+        try:
+            with lock.acquire(timeout=0):
+                if self.find(name) is None:
+                    data = make()
+                    self._make_room(len(data))
+                    storage.write(str(self.folder / name), data)
+                return True
+        except Timeout:
+            return False
+
+    def _make_room(self, size: int) -> None:
+        sizes = _sizes(self.folder)
+        held = sum(sizes.values())
+        for path in sorted(sizes, key=_last_used):
+            if held + size <= self.max_bytes:
+                return
+            path.unlink(missing_ok=True)
+            held -= sizes[path]
+
+
+def _sizes(folder: Path) -> dict[Path, int]:
+    """Bytes of each file that is no lock."""
+    sizes = {}
+    for path in folder.iterdir():
+        try:
+            if path.suffix != ".lock":
+                sizes[path] = path.stat().st_size
+        except FileNotFoundError:
+            continue
+    return sizes
+
+
+def _last_used(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

@@ -1,0 +1,91 @@
+"""Where the image of every sample is: what the index says, as arrays by sample_id."""
+
+import tarfile
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import shards
+from pipeline.epoch_order import Ids
+from pipeline.errors import DataError
+from pipeline.index import load_config, load_index, load_shards
+from pipeline.shards import Shard
+from pipeline.stage import Artifact
+from pipeline.tar import BLOCK
+
+_COLUMNS = ("shard", "offset", "length", "image_offset", "image_size")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """shard: number in `shards`; offset, length: of the sample in it; image_*: of the image; int64 [N] each.
+
+    size: side of the square that every image becomes; max_pixels: larger ones are not decoded.
+    """
+
+    index: Artifact
+    shards: list[Shard]
+    shard: Ids
+    offset: Ids
+    length: Ids
+    image_offset: Ids
+    image_size: Ids
+    size: int
+    max_pixels: int
+
+    @classmethod
+    def open(cls, index: Artifact) -> Self:
+        """The samples of a finished stage `index`; size, max_pixels: as its `data` section has them."""
+        table = load_index(index, list(_COLUMNS))
+        data = load_config(index).data
+        columns = {name: table[name].to_numpy().astype(np.int64) for name in _COLUMNS}
+        return cls(index=index, shards=load_shards(index), size=data.image_size, max_pixels=data.max_pixels, **columns)
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    @cached_property
+    def keys(self) -> pa.Array:
+        """The samples' names; read when they are first wanted."""
+        return load_index(self.index, ["key"])["key"].combine_chunks()
+
+    def read(self, ids: Ids) -> "Piece":
+        """Samples of one shard, ids ascending, in one request; DataError if others are there now."""
+        shard = self.shards[self.shard[ids[0]]]
+        start = int(self.offset[ids[0]])
+        data = shards.read_range(shard, start, int(self.offset[ids[-1]] + self.length[ids[-1]]) - start)
+        offsets = (self.image_offset[ids] - start).tolist()
+        keys = self.keys.take(pa.array(ids)).to_pylist()
+        for key, offset, size in zip(keys, offsets, self.image_size[ids].tolist(), strict=True):
+            if not _is_member(data[offset - BLOCK : offset], key, size):
+                raise shards.changed(shard.uri)
+        return Piece(memoryview(data), dict(zip(ids.tolist(), offsets, strict=True)))
+
+    def undecodable(self, sample_id: int, why: Exception) -> DataError:
+        """The error for an image that could be decoded at indexing and cannot be now."""
+        return DataError(
+            f"the image {self.keys[sample_id].as_py()!r} in {self.shards[self.shard[sample_id]].uri!r} could be "
+            f"decoded at indexing and cannot be now ({why}): put the old shard back, or use the same Pillow and "
+            "simplejpeg on all machines"
+        )
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Samples as they are in the shard. offsets: of the images, in `data`, by sample_id."""
+
+    data: memoryview
+    offsets: dict[int, int]
+
+
+def _is_member(header: bytes, key: str, size: int) -> bool:
+    """Whether this is the tar header of a file of that sample and size; long names are in other headers."""
+    try:
+        if tarfile.nti(header[124:136]) != size:  # type: ignore[attr-defined]
+            return False
+    except tarfile.TarError:
+        return False
+    return not key.isascii() or len(key) > 80 or header.startswith(f"{key}.".encode())

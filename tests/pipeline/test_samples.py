@@ -1,0 +1,97 @@
+"""Where the images are, and whether they still are what was indexed."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import images, samples, storage
+from pipeline.errors import DataError
+from pipeline.index import load_index, load_shards
+from pipeline.samples import Samples
+from pipeline.stage import Artifact
+from tests.pipeline.making import image, run_index, write_shard
+
+N = 12
+
+
+def key(number: int) -> str:
+    return {3: "straße/003", 4: "deep/" * 30 + "004"}.get(number, f"s{number:03d}")
+
+
+@pytest.fixture(scope="module")
+def index(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Two shards with an empty one between them; members before and behind the images, and one in quarantine."""
+    folder = tmp_path_factory.mktemp("samples")
+    content = [(key(n), {"cls": b"1", "png": image(n), "json": b"{}"}) for n in range(N)]
+    bad = ("bad", {"png": b"no image", "cls": b"1"})
+    write_shard(folder / "0.tar", [*content[:2], bad, *content[2:7]])
+    write_shard(folder / "1.tar", [])
+    write_shard(folder / "2.tar", content[7:])
+    return run_index(folder / "run", f"{folder}/{{0..2}}.tar", image_size=16, max_pixels=1000)
+
+
+@pytest.fixture
+def opened(index: Artifact) -> Samples:
+    return Samples.open(index)
+
+
+def test_they_are_what_the_index_says(index: Artifact, opened: Samples) -> None:
+    table = load_index(index)
+    assert len(opened) == N and (opened.size, opened.max_pixels) == (16, 1000)
+    for name in samples._COLUMNS:
+        column = getattr(opened, name)
+        assert column.dtype == np.int64 and column.tolist() == table[name].to_pylist()
+    assert opened.shards == load_shards(index)
+    assert opened.keys.to_pylist() == [key(n) for n in range(N)]
+
+
+@pytest.mark.parametrize("ids", [[0], [0, 1, 2, 3, 4, 5, 6], [1, 2], [3, 6], [7, 9, 11]])
+def test_a_run_of_a_shard_is_one_request_however_many_of_it_are_wanted(
+    opened: Samples, ids: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    read = storage.read_range
+    monkeypatch.setattr(storage, "read_range", lambda *where: asked.append(where) or read(*where))
+    piece = opened.read(np.array(ids))
+    first, last = ids[0], ids[-1]
+    end = opened.offset[last] + opened.length[last]
+    assert asked == [(opened.shards[opened.shard[first]].uri, opened.offset[first], end - opened.offset[first])]
+    assert list(piece.offsets) == ids
+    for n in ids:
+        offset = piece.offsets[n]
+        assert piece.data[offset : offset + int(opened.image_size[n])] == image(n)
+
+
+def moved(opened: Samples, path: Path) -> Samples:
+    """With another file in the place of the first shard."""
+    return replace(opened, shards=[replace(opened.shards[0], uri=str(path)), *opened.shards[1:]])
+
+
+@pytest.mark.parametrize("damage", ["gone", "shorter", "another name", "another size", "no header"])
+def test_a_shard_that_is_not_the_indexed_one_is_an_error_by_name(opened: Samples, tmp_path: Path, damage: str) -> None:
+    content = bytearray(Path(opened.shards[0].uri).read_bytes())
+    header = int(opened.image_offset[5]) - 512
+    if damage == "shorter":
+        del content[header + 300 :]
+    elif damage == "another name":
+        content[header : header + 4] = b"t005"
+    elif damage == "another size":
+        content[header + 130] ^= 1
+    elif damage == "no header":
+        content[header + 124 : header + 136] = b"ninety-ninex"
+    path = tmp_path / "other.tar"
+    if damage != "gone":
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=r"the shard '.*other\.tar' (has changed since indexing|is gone)"):
+        moved(opened, path).read(np.array([0, 5, 6]))
+    if damage in ("another name", "another size", "no header"):  # what is not asked for is not looked at
+        assert moved(opened, path).read(np.array([0, 6])).offsets.keys() == {0, 6}
+
+
+def test_an_image_that_cannot_be_decoded_any_more_is_named_with_its_shard(opened: Samples) -> None:
+    error = opened.undecodable(3, images.UndecodableImageError("no image"))
+    assert isinstance(error, DataError)
+    assert str(error).startswith(f"the image 'straße/003' in '{opened.shards[0].uri}' could be decoded at indexing")
+    assert "(no image)" in str(error)
