@@ -1,4 +1,4 @@
-"""Distances between points that fit into memory, the same to the last bit on any machine and in any blocks.
+"""Distances between points, the same to the last bit on any machine and in any blocks; neighbours by cosine, too.
 
 A matrix product in float32 finds candidates; its rounding, which depends on the machine and on the rows beside, decides
 nothing: what lies within its error bound is measured again, pair by pair, in float64.
@@ -98,3 +98,79 @@ class Rough:
         lower += self._squares
         lower += self._squares[i]
         return lower
+
+
+def unit(vectors: NDArray[Any]) -> NDArray[np.float32]:
+    """Vectors [n, d] at length 1, f32[n, d]; a vector of zeros stays one."""
+    points = vectors.astype(np.float32)
+    points /= np.maximum(np.abs(points).max(axis=1, keepdims=True), np.finfo(np.float32).tiny)  # no square overflows
+    length = np.sqrt(np.einsum("ij,ij->i", points, points, dtype=np.float64))
+    points /= np.where(length > 0, length, 1)[:, None]
+    return points
+
+
+class Nearest:
+    """The k samples most similar to each of m queries, among samples that are looked at block by block.
+
+    queries: f32[m, d] of length 1, the samples `first` .. first + m - 1, none of which is its own neighbour. Similarity
+    is the cosine in float64 of the float32 vectors, equals go by sample_id; neither blocks nor machine matter.
+    """
+
+    def __init__(self, queries: NDArray[np.float32], first: int, k: int) -> None:
+        m, d = queries.shape
+        self._queries, self._first, self._k = queries, first, k
+        self._slack = np.float32((d + 16) * float(np.finfo(np.float32).eps))  # of a product of unit vectors, and more
+        self._ids = np.full((m, k), np.iinfo(np.int64).max)
+        self._similarity = np.full((m, k), -np.inf)
+        self._waiting: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]] = []
+        self._num_waiting = 0
+
+    def look_at(self, block: NDArray[np.float32], first: int) -> None:
+        """Take in the samples `first` .. first + n - 1, f32[n, d] of length 1; every sample once."""
+        rough = self._queries @ block.T
+        low, high = max(self._first, first), min(self._first + len(rough), first + len(block))
+        if low < high:
+            same = np.arange(low, high)
+            rough[same - self._first, same - first] = -2  # less than any other can have
+        least = np.maximum(self._similarity[:, -1], -1.5).astype(np.float32) - 2 * self._slack
+        candidates = rough >= least[:, None]
+        if np.count_nonzero(candidates) > 2 * rough.shape[0] * self._k and rough.shape[1] > self._k:
+            # The k best of this block alone leave fewer: two errors below the k-th of the rough ones is out.
+            kth = np.partition(rough, rough.shape[1] - self._k, axis=1)[:, -self._k]
+            candidates &= rough >= np.maximum(kth - 2 * self._slack, -1.5)[:, None]
+        row, column = np.divmod(np.flatnonzero(candidates), rough.shape[1])
+        self._waiting.append((row, first + column, self._measure(block, row, column)))
+        self._num_waiting += len(row)
+        if self._num_waiting > 4 * self._ids.size or np.isinf(self._similarity[:, -1]).any():
+            self._settle()
+
+    def ids(self) -> NDArray[np.int64]:
+        """Of what was looked at, int64[m, k]: most similar first."""
+        self._settle()
+        assert np.isfinite(self._similarity).all(), "fewer than k others were looked at"
+        return self._ids
+
+    def _measure(
+        self, block: NDArray[np.float32], row: NDArray[np.int64], column: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        size = max(1, BLOCK // (8 * block.shape[1]))
+        found = np.empty(len(row))
+        for start in range(0, len(row), size):
+            some = slice(start, start + size)
+            found[some] = (self._queries[row[some]].astype(np.float64) * block[column[some]]).sum(axis=1)
+        return found
+
+    def _settle(self) -> None:
+        """Keep the k best of what waits and of what was best before."""
+        if not self._waiting:
+            return
+        row, ids, similarity = (np.concatenate(column) for column in zip(*self._waiting, strict=True))
+        self._waiting, self._num_waiting = [], 0
+        best = np.repeat(np.arange(len(self._ids)), self._k)
+        row = np.concatenate([best, row])
+        ids = np.concatenate([self._ids.reshape(-1), ids])
+        similarity = np.concatenate([self._similarity.reshape(-1), similarity])
+        order = np.lexsort((ids, -similarity, row))
+        first = np.searchsorted(row[order], np.arange(len(self._ids)))
+        chosen = order[first[:, None] + np.arange(self._k)]
+        self._ids, self._similarity = ids[chosen], similarity[chosen]

@@ -1,15 +1,18 @@
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import split
+from pipeline import geometry, split
 from pipeline.errors import UserError
 from pipeline.index import DataConfig, IndexConfig
 from pipeline.split import SplitConfig, SplitStageConfig
 from pipeline.stage import Artifact
 from tests.pipeline.making import run_stage, table_artifact
+from tests.pipeline.test_neighbours import encoded
 
 LABELS = [None if n % 5 == 4 else n % 3 for n in range(120)]
 
@@ -90,6 +93,42 @@ def test_the_holdout_never_takes_the_last_label_of_a_class(labels, fraction, see
     held = split._hold_out(ids, labels, seed, fraction)
     assert set(labels[~held]) == set(labels)
     assert held.sum() == min(int(round(fraction * 100) * len(labels) // 100), len(labels) - len(set(labels)))
+
+
+def test_without_labels_the_split_is_empty(tmp_path):
+    for labels in (LABELS, [None] * 5):
+        artifact, rows = run(tmp_path / str(len(labels)), labels=labels, num_labelled=0)
+        assert rows == [] and artifact.table().schema.types == [pa.int64(), pa.int64(), pa.string()]
+        assert artifact.metrics == {"num_train": 0, "num_holdout": 0, "class_counts": {"0": 0, "1": 0, "2": 0}}
+
+
+def typical(root, labels, vectors, **choices):
+    config = SplitStageConfig(seed=0, settings=SplitConfig(draw="typiclust", **choices))
+    inputs = {"index": make_index(root, labels), "encode": encoded(root / "encode", vectors)}
+    return run_stage(root, "split", split.run, config, inputs).table()
+
+
+def test_typical_images_are_drawn_by_their_embeddings_of_the_whole_pool(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = [n % 3 for n in range(60)]
+    vectors = (9 * np.eye(3, 5)[np.arange(60) % 3] + rng.standard_normal((60, 5))).astype(np.float32)
+    table = typical(tmp_path / "all", labels, vectors, num_labelled=3, holdout_fraction=0.0)
+    assert sorted(table["label"].to_pylist()) == [0, 1, 2]  # one of each cloud, the most typical
+    for sample_id in table["sample_id"].to_pylist():
+        own = geometry.unit(vectors[sample_id % 3 :: 3])
+        spread = np.linalg.norm(own - own.mean(axis=0), axis=1)
+        assert spread[sample_id // 3] < np.median(spread)
+    first = table["sample_id"].to_pylist()[0]
+    some = [None if n == first else label for n, label in enumerate(labels)]
+    with pytest.raises(
+        UserError, match=r"chose 3 images, and 1 of them have no label: label those in '(.*)', put"
+    ) as e:
+        typical(tmp_path / "some", some, vectors, num_labelled=3)
+    assert Path(str(e.value).split("'")[3]).read_text().replace('"', "").split() == ["key", f"k{first}"]
+    with pytest.raises(UserError, match=r"split.num_labelled=61 but the pool has 60 images"):
+        typical(tmp_path / "many", labels, vectors, num_labelled=61)
+    with pytest.raises(ValueError, match="'typiclust' needs a number of images to choose: set num_labelled"):
+        SplitConfig(draw="typiclust")
 
 
 def test_too_few_labels(tmp_path):
