@@ -1,6 +1,7 @@
 """What a run shows when it ends: the accuracy table, the coresets and where the report is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import typer
 
@@ -12,12 +13,8 @@ from pipeline.stage import Artifact
 def show(artifacts: Sequence[Artifact]) -> None:
     """Print what the artifacts have to tell; stages that did not run are left out."""
     for artifact in artifacts:
-        if artifact.manifest["stage"] == "pseudo_label" and artifact.metrics["holdout_accuracy"] is not None:
-            metrics = artifact.metrics
-            typer.echo(
-                f"Pseudo-labels: {metrics['holdout_correct']} of {metrics['num_holdout']} held-out labels predicted "
-                f"right ({metrics['holdout_accuracy']:.1%})"
-            )
+        if artifact.manifest["stage"] == "trust":
+            _show_trust(artifact)
     coresets = [artifact for artifact in artifacts if artifact.manifest["stage"] == "select"]
     if coresets:
         rows = [
@@ -25,10 +22,11 @@ def show(artifacts: Sequence[Artifact]) -> None:
                 artifact.metrics["name"],
                 f"{artifact.metrics['budget']:,} of {artifact.metrics['num_samples']:,}",
                 f"{artifact.metrics['annotation_bill']:,}",
+                _expected(artifact.metrics["wrong"]),
             )
             for artifact in coresets
         ]
-        table("Coresets", ("selection", "images", "labels to pay for in all"), rows)
+        table("Coresets", ("selection", "images", "labels to pay for in all", "wrong pseudo-labels (95%)"), rows)
     for artifact in artifacts:
         if artifact.manifest["stage"] == "evaluate":
             _show_evaluation(artifact)
@@ -39,6 +37,26 @@ def show(artifacts: Sequence[Artifact]) -> None:
     for artifact in artifacts:
         if artifact.manifest["stage"] == "report":
             typer.echo(f"Report:  {storage.join(artifact.uri, 'report.html')}")
+
+
+def _show_trust(artifact: Artifact) -> None:
+    metrics = artifact.metrics
+    verdict, pool, more = (metrics[name] for name in ("verdict", "pool", "more_labels"))
+    typer.echo(f"Trust: {verdict['level']}; {verdict['why']}")
+    if verdict["caveat"]:
+        typer.echo(f"Mind that {verdict['caveat']}")
+    if pool:
+        doubled = f"; twice the labels: {more['doubled']['accuracy']:.0%} right or more, by a probe" if more else ""
+        total = metrics["num_samples"] - metrics["num_train"]
+        typer.echo(f"Wrong pseudo-labels: {_expected(pool)} of {total:,} expected{doubled}")
+
+
+def _expected(wrong: Mapping[str, Any] | None) -> str:
+    """A number with its interval."""
+    if wrong is None:
+        return "not known"
+    low, high = wrong["interval"]
+    return f"{wrong['expected']:,.0f} ({low:,.0f} to {high:,.0f})"
 
 
 def _show_evaluation(artifact: Artifact) -> None:

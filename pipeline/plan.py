@@ -2,7 +2,24 @@
 
 from collections.abc import Mapping
 
-from pipeline import embed, evaluate, export, index, pixels, proxy, pseudo_label, report, score, select, split, ssl
+from pipeline import (
+    cluster_labels,
+    clustering,
+    embed,
+    encode,
+    evaluate,
+    export,
+    index,
+    neighbours,
+    proxy,
+    pseudo_label,
+    report,
+    score,
+    select,
+    split,
+    ssl,
+    trust,
+)
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.index import DataConfig
@@ -15,54 +32,77 @@ def build(recipe: Recipe) -> list[Stage]:
     seed, num_classes = recipe.seed, recipe.data.num_classes
     stages: list[Stage] = []
 
-    def add(name: str, version: int, config: Config, inputs: Mapping[str, Stage], run: Run, title: str = "") -> Stage:
-        stages.append(Stage(name, version, config, inputs, run, title))
+    def add(
+        name: str,
+        version: int,
+        config: Config,
+        inputs: Mapping[str, Stage],
+        run: Run,
+        title: str = "",
+        images: tuple[str, ...] = (),
+    ) -> Stage:
+        stages.append(Stage(name, version, config, inputs, run, title, images))
         return stages[-1]
 
     data = add("index", 1, index.IndexConfig.of(recipe.data), {}, index.run)
-    images = add("pixels", 2, pixels.PixelsConfig.of(recipe.data), {"index": data}, pixels.run)
     tests = {}
     if recipe.evaluate is not None:  # before any training: a missing test shard is told at once
         test = DataConfig.model_validate(
             {**recipe.data.model_dump(), "shards": recipe.evaluate.test_shards, "labels": None}
         )
-        test_data = add("index", 1, index.IndexConfig.of(test), {}, index.run, title="index test")
-        test_config = pixels.PixelsConfig.of(test)
-        test_images = add("pixels", 2, test_config, {"index": test_data}, pixels.run, title="pixels test")
-        tests = {"test_index": test_data, "test_pixels": test_images}
-    parts = add("split", 1, split.SplitStageConfig(seed=seed, settings=recipe.split), {"index": data}, split.run)
-    model = add(
-        "ssl",
-        1,
-        ssl.SslConfig(seed=seed, num_classes=num_classes, training=recipe.ssl),
-        {"pixels": images, "split": parts},
-        ssl.run,
-    )
-    labels = add(
-        "pseudo_label", 1, recipe.pseudo_label, {"pixels": images, "split": parts, "ssl": model}, pseudo_label.run
-    )
+        tests = {"test_index": add("index", 1, index.IndexConfig.of(test), {}, index.run, title="index test")}
+    encoded = {}
+    if recipe.encode is not None:
+        source = encode.EncodeStageConfig.of(recipe.encode)
+        wanted = () if recipe.encode.table else ("index",)
+        encoded = {"encode": add("encode", 1, source, {"index": data}, encode.run, images=wanted)}
+    sources = {"index": data, **(encoded if recipe.split.draw == "typiclust" else {})}
+    parts = add("split", 1, split.SplitStageConfig(seed=seed, settings=recipe.split), sources, split.run)
+    if recipe.cluster is not None:
+        near = add("neighbours", 1, neighbours.NeighboursConfig(k=recipe.cluster.neighbours), encoded, neighbours.run)
+        clusters = clustering.ClusterConfig(seed=seed, num_clusters=num_classes, training=recipe.cluster)
+        heads = add("cluster", 1, clusters, {**encoded, "neighbours": near}, clustering.run)
+        sources = {**encoded, "cluster": heads}
+        labels = add("pseudo_label", 1, cluster_labels.ClusterLabelConfig(), sources, cluster_labels.run)
+        labellers = {"neighbours": near, "cluster": heads}
+    else:
+        assert recipe.ssl is not None
+        learning = ssl.SslConfig(seed=seed, num_classes=num_classes, training=recipe.ssl)
+        model = add("ssl", 1, learning, {"index": data, "split": parts}, ssl.run, images=("index",))
+        sources = {"index": data, "split": parts, "ssl": model}
+        labels = add("pseudo_label", 2, recipe.pseudo_label, sources, pseudo_label.run, images=("index",))
+        labellers = {"ssl": model}
     trained = add(
         "proxy",
-        2,
+        3,
         proxy.ProxyConfig(seed=seed, num_classes=num_classes, training=recipe.proxy),
-        {"pixels": images, "pseudo_label": labels},
+        {"index": data, "pseudo_label": labels},
         proxy.run,
+        images=() if recipe.proxy.random_crop else ("index",),
     )
     looked = {}
     if recipe.needs_embeddings:
-        sources = {"pixels": images, "pseudo_label": labels, "proxy": trained}
-        looked = {"embed": add("embed", 1, embed.EmbedConfig(), sources, embed.run)}
+        sources = {"index": data, "pseudo_label": labels, "proxy": trained}
+        looked = {"embed": add("embed", 1, embed.EmbedConfig(), sources, embed.run, images=("index",))}
     scores = add("score", 2, recipe.score, {"pseudo_label": labels, "proxy": trained, **looked}, score.run)
+    trusted = add(
+        "trust",
+        1,
+        trust.TrustConfig(seed=seed),
+        {"split": parts, "pseudo_label": labels, "proxy": trained, "score": scores},
+        trust.run,
+    )
     inputs = {
         "index": data,
-        "pixels": images,
         **tests,
+        **encoded,
         "split": parts,
-        "ssl": model,
+        **labellers,
         "pseudo_label": labels,
         "proxy": trained,
         **looked,
         "score": scores,
+        "trust": trusted,
     }
     selections = {}
     for config in recipe.select:
@@ -70,7 +110,12 @@ def build(recipe: Recipe) -> list[Stage]:
         if config.seed is None:
             config = config.model_copy(update={"seed": seed})
         chosen = add(
-            "select", 1, config, {"score": scores, "split": parts, **looked}, select.run, title=f"select {name}"
+            "select",
+            2,
+            config,
+            {"score": scores, "split": parts, "trust": trusted, **looked},
+            select.run,
+            title=f"select {name}",
         )
         exported = {"index": data, "pseudo_label": labels, "score": scores, "select": chosen}
         inputs[f"select:{name}"] = selections[f"select:{name}"] = chosen
@@ -80,8 +125,9 @@ def build(recipe: Recipe) -> list[Stage]:
             "evaluate",
             1,
             evaluate.EvaluateConfig.of(recipe.evaluate, seed, recipe.data),
-            {"index": data, "pixels": images, **tests, **selections},
+            {"index": data, **tests, **selections},
             evaluate.run,
+            images=("test_index",) if recipe.evaluate.training.random_crop else ("index", "test_index"),
         )
     add("report", 1, recipe.report, inputs, report.run)
     return stages

@@ -1,6 +1,7 @@
 """Stage `pseudo_label`: what the semi-supervised model says of every image, kept by sample_id."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -9,17 +10,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline import ingest
 from pipeline.config import Config
+from pipeline.epoch_plan import in_order
 from pipeline.parallel import map_items
-from pipeline.pixels import Pixels
-from pipeline.predictor import ROWS_PER_TASK, load_predictor
+from pipeline.predictor import ROWS_AT_A_TIME, ROWS_PER_TASK, load_predictor
 from pipeline.resources import Resources
 from pipeline.ssl import SslConfig
 from pipeline.stage import Artifact, Output, Part, Progress, write_table_part
 
 
 class PseudoLabelConfig(Config):
-    """labelled_rows: what the proxy trains on where a label was paid for, that label or the model's."""
+    """labelled_rows: what the proxy trains on where the model was given the label, that label or the model's.
+
+    Held-out rows are never given theirs: they are as the unlabelled ones are, so that they can speak for them.
+    """
 
     labelled_rows: Literal["ground_truth", "model"] = "ground_truth"
 
@@ -29,13 +34,14 @@ def run(
 ) -> dict[str, Any]:
     """Predict the pool; part: sample_id, pseudo_label, confidence, margin (first minus second), train_label.
 
-    inputs: pixels, split, ssl. Metrics: agreement with the held-out labels, which the model has not seen.
+    inputs: index, split, ssl. Part `holdout`: sample_id, label, logits f32[C] and features f32[d] of the held-out
+    rows, if there are any; neither the model nor the proxy is told their labels.
     """
-    num_samples = inputs["pixels"].metrics["num_samples"]
+    num_samples = inputs["index"].metrics["num_samples"]
     starts = list(range(0, num_samples, ROWS_PER_TASK))
     predict = partial(
         _predict,
-        pixels=inputs["pixels"],
+        index=inputs["index"],
         split=inputs["split"],
         ssl=inputs["ssl"],
         labelled_rows=config.labelled_rows,
@@ -51,27 +57,41 @@ def run(
         cpus=resources.cpus_per_worker,
         gpus=resources.gpus_per_worker,
     )
-    for part in parts:
-        out.add(Part(**part))
-    artifact = Artifact(out.uri, {"parts": [vars(part) for part in out.parts]})
-    return _check(artifact.table(), inputs["split"].table())
-
-
-def _check(predicted: pa.Table, split: pa.Table) -> dict[str, Any]:
-    holdout = split.filter(pc.equal(split["role"], "holdout"))
-    ids, truth = holdout["sample_id"].to_numpy(), holdout["label"].to_numpy()
-    assert np.array_equal(predicted["sample_id"].to_numpy(), np.arange(predicted.num_rows))
-    right = predicted["pseudo_label"].to_numpy()[ids] == truth
+    for found in parts:
+        for part in found:
+            out.add(part)
+    confidence = Artifact(out.uri, {"parts": [vars(part) for part in out.parts]}).table(columns=["confidence"])
     return {
-        "num_samples": predicted.num_rows,
-        "num_holdout": len(ids),
-        "holdout_correct": int(right.sum()),
-        "holdout_accuracy": float(right.mean()) if len(ids) else None,
-        "holdout_per_class": {
-            str(label): [int(right[truth == label].sum()), int((truth == label).sum())] for label in np.unique(truth)
-        },
-        "mean_confidence": float(predicted["confidence"].to_numpy().astype(np.float64).mean()),
+        "num_samples": confidence.num_rows,
+        "mean_confidence": float(confidence["confidence"].to_numpy().astype(np.float64).mean()),
     }
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """The held-out rows, by ascending sample_id.
+
+    sample_ids, labels: int64[h]; logits: float32[h, C]; features: float32[h, d].
+    """
+
+    sample_ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    logits: NDArray[np.float32]
+    features: NDArray[np.float32]
+
+    @staticmethod
+    def load(pseudo_label: Artifact) -> "Holdout":
+        """Of the stage; h is 0 where nothing is held out."""
+        if not pseudo_label.parts("holdout"):
+            none, nothing = np.empty(0, np.int64), np.empty((0, 0), np.float32)
+            return Holdout(none, none, nothing, nothing)
+        table = pseudo_label.table("holdout").combine_chunks()
+        vectors = [table[name].chunk(0) for name in ("logits", "features")]
+        return Holdout(
+            table["sample_id"].to_numpy(),
+            table["label"].to_numpy(),
+            *(column.flatten().to_numpy().reshape(len(column), -1) for column in vectors),
+        )
 
 
 def train_labels(pseudo_label: Artifact, low: int, high: int) -> NDArray[np.int64]:
@@ -87,23 +107,22 @@ def train_labels(pseudo_label: Artifact, low: int, high: int) -> NDArray[np.int6
 
 
 def _predict(
-    start: int, pixels: Artifact, split: Artifact, ssl: Artifact, labelled_rows: str, uri: str, resources: Resources
-) -> dict[str, Any]:
+    start: int, index: Artifact, split: Artifact, ssl: Artifact, labelled_rows: str, uri: str, resources: Resources
+) -> list[Part]:
     """One task: ids `start` .. `start + ROWS_PER_TASK - 1`."""
     import torch
 
-    images = Pixels.open(pixels)
-    ids = np.arange(start, min(start + ROWS_PER_TASK, len(images)), dtype=np.int64)
+    images = ingest.open_images(index, resources)
+    ids = np.arange(start, min(start + ROWS_PER_TASK, len(images.samples)), dtype=np.int64)
     predictor = load_predictor(ssl, SslConfig, resources)
-    probabilities = torch.softmax(predictor.predict(images.take(ids)), dim=1)
-    top, order = probabilities.topk(2, dim=1)
+    steps = images.steps(in_order(images.samples, ids, ROWS_AT_A_TIME))
+    features, logits = map(torch.cat, zip(*(predictor.embed(step.images) for step in steps), strict=True))
+    top, order = torch.softmax(logits, dim=1).topk(2, dim=1)
     pseudo_label = order[:, 0].numpy().astype(np.int64)
     train_label = pseudo_label.copy()
     if labelled_rows == "ground_truth":
-        known = split.table()
-        known_ids, known_labels = known["sample_id"].to_numpy(), known["label"].to_numpy()
-        here = (known_ids >= ids[0]) & (known_ids <= ids[-1])
-        train_label[known_ids[here] - start] = known_labels[here]
+        known, labels = _labelled(split, "train", ids)
+        train_label[known - start] = labels
     table = pa.table(
         {
             "sample_id": ids,
@@ -113,4 +132,22 @@ def _predict(
             "train_label": train_label,
         }
     )
-    return vars(write_table_part(uri, f"part-{start // ROWS_PER_TASK:06d}", table))
+    number = start // ROWS_PER_TASK
+    parts = [write_table_part(uri, f"part-{number:06d}", table)]
+    held, labels = _labelled(split, "holdout", ids)
+    if len(held):
+        vectors = {name: _vectors(x.numpy()[held - start]) for name, x in (("logits", logits), ("features", features))}
+        table = pa.table({"sample_id": held, "label": labels, **vectors})
+        parts.append(write_table_part(uri, f"holdout-{number:06d}", table))
+    return parts
+
+
+def _labelled(split: Artifact, role: str, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """sample_ids, ascending, and labels of the rows of a role among the consecutive `ids`."""
+    table = split.table().sort_by("sample_id")
+    table = table.filter(pc.and_(pc.equal(table["role"], role), pc.is_in(table["sample_id"], pa.array(ids))))
+    return table["sample_id"].to_numpy(), table["label"].to_numpy()
+
+
+def _vectors(rows: NDArray[np.float32]) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])

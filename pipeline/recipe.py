@@ -8,7 +8,9 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from models.semi_supervised import SemiSupervisedConfig
 from pipeline import storage
+from pipeline.clustering import ClusterSettings
 from pipeline.config import Config
+from pipeline.encode import EncodeConfig
 from pipeline.errors import UserError
 from pipeline.evaluate import EvaluateSettings
 from pipeline.export import ExportConfig
@@ -25,13 +27,19 @@ from pipeline.values import load_yaml, parse_value
 
 
 class Recipe(Config):
-    """All sections of a recipe. root: the run directory; seed: of every random draw of the run."""
+    """All sections of a recipe. root: the run directory; seed: of every random draw of the run.
+
+    ssl or cluster: where pseudo-labels come from, a few labels or none; encode: of what clusters and typical images are
+    made.
+    """
 
     root: Uri
     seed: int = 0
     data: DataConfig
     split: SplitConfig
-    ssl: SemiSupervisedConfig
+    encode: EncodeConfig | None = None
+    ssl: SemiSupervisedConfig | None = None
+    cluster: ClusterSettings | None = None
     pseudo_label: PseudoLabelConfig = PseudoLabelConfig()
     proxy: ProxySettings
     score: ScoreConfig
@@ -51,6 +59,7 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _agree(self) -> "Recipe":
         """What would otherwise come out after hours of training."""
+        self._check_source()
         names = [config.name for config in self.select]
         for name in names:
             if name in ("random", "full") or names.count(name) > 1:
@@ -75,13 +84,48 @@ class Recipe(Config):
                     f"select: {config.name!r} needs the score column {missing[0]!r} but score gives "
                     f"{', '.join(columns[2:])}: add the score"
                 )
-        for section, size in (("ssl", self.ssl.batch_size), ("proxy", self.proxy.batch_size)):
+            if config.needs_holdout and (self.split.holdout_fraction == 0 or self.ssl is None):
+                why = (
+                    "split.holdout_fraction is 0: raise it"
+                    if self.ssl
+                    else "clusters are compared with no label: add ssl"
+                )
+                raise ValueError(
+                    f"select: {config.name!r} has mislabel_fraction=auto, which held-out labels choose, but {why}, or "
+                    "name a number"
+                )
+        trainings = {"proxy": self.proxy, **({"evaluate.training": self.evaluate.training} if self.evaluate else {})}
+        for section, training in trainings.items():
+            if training.random_crop and self.resources.images == "cache":
+                raise ValueError(
+                    f"{section}.random_crop cuts parts out of whole images, which a cache does not hold: set "
+                    "resources.images to auto or stream"
+                )
+        batches = {"ssl": self.ssl, "cluster": self.cluster, "proxy": self.proxy}
+        for section, size in ((name, batch.batch_size) for name, batch in batches.items() if batch is not None):
             if size < self.resources.num_workers:
                 raise ValueError(
                     f"{section}.batch_size={size} leaves some of resources.num_workers={self.resources.num_workers} "
                     "without a sample: raise it, or use fewer workers"
                 )
         return self
+
+    def _check_source(self) -> None:
+        """Pseudo-labels come from one place, which has what it needs."""
+        if (self.ssl is None) == (self.cluster is None):
+            number = "neither" if self.ssl is None else "both"
+            raise ValueError(
+                f"{number} of the sections ssl and cluster are there: pseudo-labels come from ssl, which needs a few "
+                "labels, or from cluster, which needs none; name one of them"
+            )
+        if self.ssl is not None and self.split.num_labelled == 0:
+            raise ValueError("split.num_labelled is 0, but ssl needs labels: raise it, or replace ssl by cluster")
+        readers = {"cluster": self.cluster is not None, "split.draw=typiclust": self.split.draw == "typiclust"}
+        reader = next((name for name, reads in readers.items() if reads), None)
+        if reader and self.encode is None:
+            raise ValueError(f"{reader} needs embeddings: add the section encode, with an encoder or a table")
+        if self.encode is not None and reader is None:
+            raise ValueError("nothing reads the embeddings of encode: remove it, or add cluster, or draw by typiclust")
 
 
 def load_recipe(path: str, overrides: tuple[str, ...] = ()) -> Recipe:

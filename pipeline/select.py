@@ -10,16 +10,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field, ValidationInfo, field_validator
 
-from pipeline import storage
+from pipeline import mislabel, storage
 from pipeline.config import Config
-from pipeline.dynamics import DynamicsStore
+from pipeline.dynamics_store import DynamicsStore
 from pipeline.errors import UserError
 from pipeline.parallel import stream_items
 from pipeline.pool import Pool, Rows, TablePool, Without
 from pipeline.ranks import Cut
 from pipeline.resources import Resources
-from pipeline.selectors import SELECTORS, Selector, budget, build, cuts, preferred
+from pipeline.selectors import SELECTORS, Selector, budget, build, cuts, exact, preferred
+from pipeline.selectors.double_end import AUTO
 from pipeline.stage import Artifact, Output, Part, Progress, write_table_part
+from pipeline.trust import HeldOut, expected_wrong
 
 T = TypeVar("T")
 
@@ -53,11 +55,19 @@ class SelectConfig(Config):
         """With every default written out, so that equal settings have equal keys."""
         if not {"selector", "keep_fraction"} <= info.data.keys():
             return options  # those have their own errors
-        return asdict(build(info.data["selector"], info.data["keep_fraction"], options).options)
+        complete = asdict(build(info.data["selector"], info.data["keep_fraction"], options).options)
+        if complete.get("options", {}).get("mislabel_fraction") == AUTO:
+            raise ValueError("mislabel_fraction='auto' is of double_end alone, not class by class: give a number")
+        return complete
 
     def build(self) -> Selector:
         """The selector with its options."""
         return build(self.selector, self.keep_fraction, self.options)
+
+    @property
+    def needs_holdout(self) -> bool:
+        """Whether held-out labels are to choose an option."""
+        return self.options.get("mislabel_fraction") == AUTO
 
 
 def run(
@@ -65,11 +75,16 @@ def run(
 ) -> dict[str, Any]:
     """Select; parts: sample_id ascending, and of up to 2^24 the rank (0 is the one to annotate first).
 
-    inputs: score, split; embed, if the selector reads embeddings. Metrics: cuts are the least and the largest kept
-    value of the first score that the selector reads; annotation_bill counts every label paid for, those of the split
-    that are not in the coreset too. UserError if the labelled samples that are to be kept exceed the budget.
+    inputs: score, split, trust; embed, if the selector reads embeddings. Metrics: cuts are the least and the largest
+    kept value of the first score that the selector reads; annotation_bill counts every label paid for, those of the
+    split that are not in the coreset too; wrong: what is expected of the coreset's pseudo-labels, as expected_wrong has
+    it, None where nothing is; mislabel: of double_end, whether m is `auto`, the `used` m and the `evidence` for it.
+    UserError if the labelled samples that are to be kept exceed the budget, or if nothing can choose an auto m.
     """
-    assert config.seed is not None, "a plan resolves the seed"
+    seed = config.seed
+    assert seed is not None, "a plan resolves the seed"
+    held = HeldOut.load(inputs["trust"])
+    config, chosen = _choose_cut(config, held, inputs["score"].metrics["harder"], seed)
     selector = config.build()
     pool = _open_pool(inputs, selector.columns, resources, progress)
     size = budget(config.keep_fraction, pool.num_samples)
@@ -81,7 +96,7 @@ def run(
             "keep_fraction, or set keep_labelled to false"
         )
     others = Without(pool, forced) if len(forced) else pool
-    found = cuts(selector, others, [size - len(forced)], config.seed) if len(forced) < size else []
+    found = cuts(selector, others, [size - len(forced)], seed) if len(forced) < size else []
     column = next((name for name in selector.columns if name in inputs["score"].metrics["harder"]), None)
     together = size <= TOGETHER
     kept = list(pool.map(_Keep(found, forced, labelled, column, None if together else out.uri)))
@@ -91,7 +106,11 @@ def run(
         out.write_table(pa.table({"sample_id": ids[ascending], "rank": ascending}))
     for part in sorted((facts.part for facts in kept if facts.part), key=lambda part: part.name):
         out.add(part)
-    both = sum(facts.labelled for facts in kept)
+    in_coreset = np.concatenate([facts.labelled for facts in kept])
+    both, seen = len(in_coreset), held.wrong[np.isin(held.sample_ids, in_coreset)]
+    wrong, total = int(seen.sum()), len(seen)
+    if chosen and chosen["auto"]:  # by rows that did not take part in the choice
+        wrong, total = chosen["evidence"]["kept"]
     ranges = [facts.range for facts in kept if facts.range]
     return {
         "name": config.name,
@@ -106,7 +125,32 @@ def run(
         else None,
         "labelled_in_coreset": both,
         "annotation_bill": size - both + len(labelled),
+        "wrong": None if config.keep_labelled else expected_wrong(wrong, total, size - both),
+        "mislabel": chosen,
     }
+
+
+def _choose_cut(
+    config: SelectConfig, held: HeldOut, harder: Mapping[str, str], seed: int
+) -> tuple[SelectConfig, dict[str, Any] | None]:
+    """The settings with an auto m as a number, and what there is to say of m."""
+    if config.selector != "double_end":
+        return config, None
+    options, used, evidence = config.options, config.options["mislabel_fraction"], None
+    column, keep = options["score"], exact(config.keep_fraction)
+    if len(held.wrong) and column in harder:
+        share = held.harder_share(column)
+        share = share if options["harder"] in (None, harder[column]) else 1 - share
+        evidence = mislabel.evidence(share, held.wrong, keep, seed)
+    if config.needs_holdout:
+        if evidence is None:
+            raise UserError(
+                f"select: {config.name!r} has mislabel_fraction=auto but no label is held out to choose it by: set "
+                "split.holdout_fraction above 0 and give more labels, or name a number"
+            )
+        used = evidence["fraction"]
+        config = config.model_copy(update={"options": {**options, "mislabel_fraction": used}})
+    return config, {"auto": options["mislabel_fraction"] == AUTO, "used": used, "evidence": evidence}
 
 
 def _open_pool(
@@ -152,9 +196,9 @@ def _look(part: Part, score: Artifact, columns: Sequence[str], function: Callabl
 
 @dataclass(frozen=True)
 class _Kept:
-    """Of one partition: labelled members of the coreset, least and largest kept value, the part with the ids."""
+    """Of one partition: labelled ids in the coreset, least and largest kept value, the part with the ids."""
 
-    labelled: int
+    labelled: NDArray[np.int64]
     range: tuple[float, float] | None
     part: Part | None
 
@@ -180,4 +224,4 @@ class _Keep:
         if self.folder is not None:
             table = pa.table({"sample_id": kept.sample_ids})
             part = write_table_part(self.folder, f"part-{rows.sample_ids[0]:012d}", table)
-        return _Kept(int(np.isin(kept.sample_ids, self.labelled).sum()), ends, part)
+        return _Kept(kept.sample_ids[np.isin(kept.sample_ids, self.labelled)], ends, part)

@@ -27,9 +27,9 @@ def run(
 ) -> dict[str, Any]:
     """Publish report.html and report.json; metrics: headline and, per coreset, its difference to random.
 
-    inputs: index, pixels, split, ssl, pseudo_label, proxy, score, `select:<name>` and `export:<name>` for every
-    selection, evaluate if the recipe has it. Every number of the page stands in the JSON, which holds fractions, never
-    percent.
+    inputs: index, split, ssl or cluster, pseudo_label, proxy, score, trust, `select:<name>` and `export:<name>` for
+    every selection, evaluate if the recipe has it. Every number of the page stands in the JSON, which holds fractions,
+    never percent.
     """
     # Drawing libraries take most of a second to import, and planning a run must not wait for them.
     from pipeline.report.figures import draw
@@ -38,7 +38,7 @@ def run(
 
     report = gather(inputs, config.title, config.examples)
     progress(1, 3, "steps")
-    html = render(report, draw(report), thumbnails(report, inputs["pixels"]))
+    html = render(report, draw(report), thumbnails(report, inputs["index"]))
     progress(2, 3, "steps")
     out.publish("report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode())
     out.publish("report.html", html.encode())

@@ -1,74 +1,18 @@
-"""Charts of the JSON twin as inline SVG: text stays text, colours are the page's CSS variables, bytes repeat."""
+"""Charts of the JSON twin; those of its trust section are in trust_figures."""
 
-import io
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib import style
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-# matplotlib knows no CSS: it draws in these marker colours, and each is then replaced by its variable, so that one
-# drawing serves the light, the dark and the printed page.
-COLOURS = {
-    name: f"#0a0b{number:02x}"
-    for number, name in enumerate(("ink", "muted", "line", "pool", "kept", "cut", "series-2", "series-3", "series-4"))
-}
-SERIES = ("kept", "series-2", "series-3", "cut", "series-4")
-STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "semiprune",
-    "font.size": 9.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.edgecolor": COLOURS["line"],
-    "axes.labelcolor": COLOURS["muted"],
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": COLOURS["line"],
-    "grid.linewidth": 0.7,
-    "text.color": COLOURS["ink"],
-    "text.parse_math": False,
-    "xtick.color": COLOURS["line"],
-    "ytick.color": COLOURS["line"],
-    "xtick.labelcolor": COLOURS["muted"],
-    "ytick.labelcolor": COLOURS["muted"],
-    "ytick.left": False,
-    "lines.linewidth": 1.6,
-}
+from pipeline.report import trust_figures
+from pipeline.report.svg import COLOURS, SERIES, chart
+
 MANY_CLASSES = 30
 THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.0f}" if value == int(value) else f"{value:g}")
-
-
-def _draw(size: tuple[float, float], description: str, paint: Callable[[Axes], None]) -> Markup:
-    """One chart of `size` inches as an SVG element that scales with the page and carries its own description."""
-    buffer = io.StringIO()
-    with style.context(["default", STYLE]):
-        figure = Figure(figsize=size, layout="constrained")
-        figure.patch.set_alpha(0)
-        axes = figure.add_subplot()
-        axes.patch.set_alpha(0)
-        paint(axes)
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' xmlns(:xlink)?="[^"]*"| version="1.1"', "", svg)
-    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
-    # Group ids repeat from chart to chart; only what is referred to (clip paths, markers: named by content) keeps one.
-    referred = set(re.findall(r"[#]([\w-]+)", svg))
-    svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in referred else "", svg)
-    svg = re.sub(r'<svg( width="[^"]*")?( height="[^"]*")?', "<svg", svg, count=1)
-    for name, marker in COLOURS.items():
-        svg = svg.replace(marker, f"var(--{name})")
-    label = Markup('role="img" aria-label="{}"').format(description)
-    return Markup(svg.replace("<svg", f"<svg {label}", 1))
 
 
 def accuracy(report: Mapping[str, Any]) -> Markup:
@@ -90,7 +34,7 @@ def accuracy(report: Mapping[str, Any]) -> Markup:
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.set_xlabel("accuracy on the test set, %")
 
-    return _draw((5.2, 0.8 + 0.3 * len(rows)), "Accuracy per subset", paint)
+    return chart((5.2, 0.8 + 0.3 * len(rows)), "Accuracy per subset", paint)
 
 
 def score_histogram(selection: Mapping[str, Any]) -> Markup:
@@ -119,7 +63,7 @@ def score_histogram(selection: Mapping[str, Any]) -> Markup:
         axes.set_xlabel(f"{selection['column']}   ({hint})")
         axes.set_ylabel("images")
 
-    return _draw((5.4, 2.6), f"Histogram of {selection['column']}: the pool and what {selection['name']} kept", paint)
+    return chart((5.4, 2.6), f"Histogram of {selection['column']}: the pool and what {selection['name']} kept", paint)
 
 
 def class_balance(report: Mapping[str, Any]) -> Markup:
@@ -152,7 +96,7 @@ def class_balance(report: Mapping[str, Any]) -> Markup:
             axes.set_xticks(range(len(order)), names, rotation=40 if long else 0, ha="right" if long else "center")
             axes.tick_params(axis="x", length=0)
 
-    return _draw((9.0, 3.0), "Class balance of the pool and the coresets", paint)
+    return chart((9.0, 3.0), "Class balance of the pool and the coresets", paint)
 
 
 def confidence(report: Mapping[str, Any]) -> Markup:
@@ -168,7 +112,7 @@ def confidence(report: Mapping[str, Any]) -> Markup:
         axes.set_xlabel("confidence of the pseudo-label")
         axes.set_ylabel("images (log)")
 
-    return _draw((5.0, 2.6), "Histogram of pseudo-label confidence", paint)
+    return chart((5.0, 2.6), "Histogram of pseudo-label confidence", paint)
 
 
 def losses(history: Mapping[str, Sequence[float | None]], x: str, names: Sequence[str]) -> Markup:
@@ -178,7 +122,7 @@ def losses(history: Mapping[str, Sequence[float | None]], x: str, names: Sequenc
         _lines(axes, history, x, names)
         axes.set_ylim(bottom=0)
 
-    return _draw((5.0, 2.4), f"{' and '.join(names)} over {x}", paint)
+    return chart((5.0, 2.4), f"{' and '.join(names)} over {x}", paint)
 
 
 def fraction(history: Mapping[str, Sequence[float | None]], x: str, name: str) -> Markup:
@@ -189,7 +133,7 @@ def fraction(history: Mapping[str, Sequence[float | None]], x: str, name: str) -
         axes.set_ylim(0, 1.02)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
-    return _draw((5.0, 2.4), f"{name} over {x}", paint)
+    return chart((5.0, 2.4), f"{name} over {x}", paint)
 
 
 def _lines(axes: Axes, history: Mapping[str, Sequence[float | None]], x: str, names: Sequence[str]) -> None:
@@ -207,14 +151,16 @@ def _shorten(name: str) -> str:
 
 def draw(report: Mapping[str, Any]) -> dict[str, Any]:
     """Every chart of the report by name; `selections` is a list, None where a selection uses no score."""
-    ssl, proxy = report["history"]["ssl"], report["history"]["proxy"]
+    ssl, cluster, proxy = (report["history"][name] for name in ("ssl", "cluster", "proxy"))
     return {
         "accuracy": accuracy(report) if report["accuracy"] else None,
         "selections": [score_histogram(row) if row["histogram"] else None for row in report["selections"]],
         "class_balance": class_balance(report),
         "confidence": confidence(report),
-        "ssl_loss": losses(ssl, "step", ["loss_labelled", "loss_unlabelled"]),
-        "ssl_mask": fraction(ssl, "step", "mask_rate"),
+        "trust": trust_figures.draw(report),
+        "ssl_loss": losses(ssl, "step", ["loss_labelled", "loss_unlabelled"]) if ssl else None,
+        "ssl_mask": fraction(ssl, "step", "mask_rate") if ssl else None,
+        "cluster_loss": losses(cluster, "epoch", ["loss", "best_loss"]) if cluster else None,
         "proxy_loss": losses(proxy, "epoch", ["loss"]),
         "proxy_accuracy": fraction(proxy, "epoch", "accuracy"),
     }

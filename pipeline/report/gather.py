@@ -8,10 +8,16 @@ from numpy.typing import NDArray
 
 from pipeline.report import tables
 from pipeline.report.selections import Scored, histogram
-from pipeline.report.verdict import compare, headline, wilson
+from pipeline.report.verdict import compare, headline
 from pipeline.stage import Artifact
 
 QUARANTINE_ROWS = 20
+HISTORY = {
+    "ssl": ["step", "loss_labelled", "loss_unlabelled", "mask_rate"],
+    "cluster": ["epoch", "loss", "best_loss"],
+    "proxy": ["epoch", "loss", "accuracy"],
+}
+"""What is shown of a training; pseudo-labels come from one of the first two."""
 Inputs = Mapping[str, Artifact]
 
 
@@ -41,10 +47,10 @@ def gather(inputs: Inputs, title: str, examples: int) -> dict[str, Any]:
                 {"name": name, "counts": _counts(pool["pseudo_label"][rows], len(names))} for name, rows in kept.items()
             ],
         },
-        "pseudo_labels": _pseudo_labels(inputs["pseudo_label"], pool["confidence"], names),
+        "pseudo_labels": _pseudo_labels(inputs["pseudo_label"], pool["confidence"]),
+        "trust": _trust(inputs["trust"], names),
         "history": {
-            "ssl": tables.history(inputs["ssl"], ["step", "loss_labelled", "loss_unlabelled", "mask_rate"]),
-            "proxy": tables.history(inputs["proxy"], ["epoch", "loss", "accuracy"]),
+            name: tables.history(inputs[name], columns) if name in inputs else None for name, columns in HISTORY.items()
         },
         "data": {
             **{name: inputs["index"].metrics[name] for name in ("num_samples", "num_shards", "bytes")},
@@ -118,7 +124,7 @@ def _selections(
         metrics = artifact.metrics
         facts = ("name", "selector", "score", "method", "keep_fraction", "budget", "num_samples")
         described.append(
-            {key: metrics[key] for key in (*facts, "labelled_in_coreset", "annotation_bill")}
+            {key: metrics[key] for key in (*facts, "labelled_in_coreset", "annotation_bill", "wrong", "mislabel")}
             | {"key": artifact.manifest["key"], "export": export.metrics if export else None}
             | {
                 "column": columns[name],
@@ -182,22 +188,18 @@ def _name_examples(inputs: Inputs, described: Sequence[dict[str, Any]]) -> None:
         example |= {"key": keys[example["sample_id"]], "label_paid": example["sample_id"] in paid}
 
 
-def _pseudo_labels(artifact: Artifact, confidence: NDArray[np.float32], names: Sequence[str]) -> dict[str, Any]:
-    metrics = artifact.metrics
-    total, correct = metrics["num_holdout"], metrics["holdout_correct"]
+def _pseudo_labels(artifact: Artifact, confidence: NDArray[np.float32]) -> dict[str, Any]:
     counts, edges = np.histogram(confidence, bins=50, range=(0, 1))
     return {
-        "num_holdout": total,
-        "holdout_correct": correct,
-        "holdout_accuracy": metrics["holdout_accuracy"],
-        "interval": list(wilson(correct, total)) if total else None,
-        "mean_confidence": metrics["mean_confidence"],
-        "per_class": [
-            {"class": names[int(label)], "correct": right, "total": seen, "interval": list(wilson(right, seen))}
-            for label, (right, seen) in sorted(metrics["holdout_per_class"].items(), key=lambda item: int(item[0]))
-        ],
+        "mean_confidence": artifact.metrics["mean_confidence"],
         "confidence": {"edges": edges.tolist(), "counts": counts.tolist()},
     }
+
+
+def _trust(artifact: Artifact, names: Sequence[str]) -> dict[str, Any]:
+    """What the held-out labels say, classes by name."""
+    metrics = artifact.metrics
+    return {**metrics, "per_class": [{"class": names[row["label"]], **row} for row in metrics["per_class"]]}
 
 
 def _provenance(inputs: Inputs) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import pipeline.duration
-from pipeline.report.figures import SERIES
+from pipeline.report.svg import SERIES
 
 THIN = "\N{NARROW NO-BREAK SPACE}"
 

@@ -9,22 +9,25 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.pixels import Pixels
+from pipeline.epoch_plan import in_order
+from pipeline.samples import Samples
 from pipeline.stage import Artifact
+from pipeline.stream import Stream
 
 EXACT = 64
 """Images up to this edge are embedded exactly as the models saw them; larger ones as JPEG of edge LARGEST."""
 LARGEST = 128
 
 
-def thumbnails(report: Mapping[str, Any], pixels: Artifact) -> dict[int, str]:
+def thumbnails(report: Mapping[str, Any], index: Artifact) -> dict[int, str]:
     """A data: URI for every sample_id among the examples of the selections."""
     examples = (row for selection in report["selections"] for row in (*selection["examples"], *selection["beyond"]))
     ids = np.array(sorted({example["sample_id"] for example in examples}), dtype=np.int64)
     if not len(ids):
         return {}
-    images = Pixels.open(pixels).take(ids)
-    return {int(sample): data_uri(image) for sample, image in zip(ids, images, strict=True)}
+    samples = Samples.open(index)
+    steps = Stream(samples).steps(in_order(samples, ids, len(ids)))  # a few: no reason to decode shards
+    return {int(one): data_uri(image) for step in steps for one, image in zip(step.ids, step.images, strict=True)}
 
 
 def data_uri(image: NDArray[np.uint8]) -> str:

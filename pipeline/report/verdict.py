@@ -1,11 +1,9 @@
-"""What may honestly be said about an accuracy: intervals, differences to random, the headline."""
+"""What may honestly be said about an accuracy: differences to random, the headline."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Z_95 = 1.959963984540054
-"""Two-sided 95% quantile of the normal distribution."""
 MANY = 2
 """More coresets than this are counted in the headline instead of named."""
 SENTENCES = {
@@ -17,15 +15,6 @@ SENTENCES = {
     ),
 }
 """What each verdict says of one coreset and of several."""
-
-
-def wilson(correct: int, total: int) -> tuple[float, float]:
-    """The 95% interval of Wilson (1927) for a fraction `correct / total`, both ends in [0, 1]; total > 0."""
-    assert 0 <= correct <= total and total > 0
-    p, z2 = correct / total, Z_95**2
-    centre = (p + z2 / (2 * total)) / (1 + z2 / total)
-    half = Z_95 * math.sqrt(p * (1 - p) / total + z2 / (4 * total**2)) / (1 + z2 / total)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def compare(row: Mapping[str, Any], random: Mapping[str, Any] | None) -> dict[str, Any]:

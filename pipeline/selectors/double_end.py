@@ -10,12 +10,15 @@ from pipeline.registry import ChoiceError
 from pipeline.scores import Harder
 from pipeline.selectors import ByColumn, Ranked, exact, harder_end
 
+AUTO = "auto"
+
 
 class DoubleEnd(Ranked):
     """Cut floor(m*N) examples from the hard end of a score, keep the next ones; on AUM it is Semi-AUM-cutoff.
 
-    score: column; mislabel_fraction: m, at most 1 - keep_fraction, tuned per dataset by the authors (0 to 0.8); harder:
-    as in top_k. For one m, a larger budget adds to a smaller one's.
+    score: column; mislabel_fraction: m, at most 1 - keep_fraction, tuned per dataset by the authors (0 to 0.8), or
+    auto: a run chooses it from its held-out labels (pipeline/mislabel.py); harder: as in top_k. For one m, a larger
+    budget adds to a smaller one's.
     """
 
     source: ClassVar = "arXiv 2406.04273, ELFS: Label-Free Coreset Selection with Proxy Training Dynamics"
@@ -25,28 +28,40 @@ class DoubleEnd(Ranked):
         """Which column, how much of its hard end is cut."""
 
         score: str = "aum"
-        mislabel_fraction: float = 0.1
+        mislabel_fraction: float | str = 0.1
         harder: Harder | None = None
 
         def __post_init__(self) -> None:
-            share(self.mislabel_fraction)
+            if isinstance(self.mislabel_fraction, str):
+                if self.mislabel_fraction != AUTO:
+                    given = f"mislabel_fraction={self.mislabel_fraction!r}"
+                    raise ValueError(f"{given} is no share: set it from 0 to below 1, or to auto")
+            else:
+                share(self.mislabel_fraction)
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
         self.columns = (options.score,)
         self._harder = harder_end(options.score, options.harder)
-        self._cut = exact(options.mislabel_fraction)
+        m = options.mislabel_fraction
+        self._cut = None if isinstance(m, str) else exact(m)
 
     def check(self, keep: Fraction) -> None:
         """m + r > 1 leaves fewer than are to be kept."""
-        check_shares(self._cut, keep)
+        if self._cut is not None:
+            check_shares(self._cut, keep)
 
     def order(self, pool: Pool, budget: int, seed: int) -> ByColumn:
         """Hardest first."""
         return ByColumn(self.options.score, self._harder)
 
     def interval(self, size: int, budget: int) -> tuple[int, int]:
-        """After the floor(m * size) that are cut."""
+        """After the floor(m * size) that are cut; ChoiceError if m is still to be chosen."""
+        if self._cut is None:
+            raise ChoiceError(
+                "mislabel_fraction='auto' is chosen from held-out labels, which a table of scores has not: give a "
+                "number from 0 to below 1, or select in a recipe with `semiprune run`"
+            )
         low = math.floor(self._cut * size)
         return low, low + budget
 

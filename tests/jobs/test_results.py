@@ -7,6 +7,8 @@ import pytest
 
 from jobs.results import show
 from pipeline.stage import Artifact
+from pipeline.trust import expected_wrong
+from pipeline.verdict import verdict
 
 Out = pytest.CaptureFixture[str]
 
@@ -20,30 +22,48 @@ def evaluation(*rows: tuple[str, float, int, float, float]) -> Artifact:
     return artifact("evaluate", {"test_size": 10_000, "rows": [dict(zip(names, row, strict=True)) for row in rows]})
 
 
-def held_out(correct: int, total: int) -> Artifact:
-    accuracy = correct / total if total else None
-    metrics = {"holdout_correct": correct, "num_holdout": total, "holdout_accuracy": accuracy}
-    return artifact("pseudo_label", metrics)
+def trusted(correct: int, total: int, more: float | None = None, draw: str = "uniform") -> Artifact:
+    doubled = None if more is None else {"doubled": {"accuracy": more}}
+    metrics = {"num_samples": 50_000, "num_train": 3200, "more_labels": doubled}
+    metrics |= {"verdict": verdict(correct, total, draw)}
+    return artifact("trust", metrics | {"pool": expected_wrong(total - correct, total, 50_000 - 3200 - total)})
 
 
-def test_the_pseudo_labels_are_said_with_their_count(capsys: Out) -> None:
-    show([held_out(583, 800)])
-    assert capsys.readouterr().out == "Pseudo-labels: 583 of 800 held-out labels predicted right (72.9%)\n"
+def test_trust_is_said_with_its_numbers(capsys: Out) -> None:
+    show([trusted(583, 800, more=0.76)])
+    assert capsys.readouterr().out.splitlines() == [
+        "Trust: label more; 583 of 800 held-out pseudo-labels are right, so 70% to 76% of all (95%), less than the 80% "
+        "that trust asks for",
+        "Wrong pseudo-labels: 12,694 (11,319 to 14,173) of 46,800 expected; twice the labels: 76% right or more, by a "
+        "probe",
+    ]
 
 
-def test_without_a_held_out_label_nothing_is_said_of_them(capsys: Out) -> None:
-    show([held_out(0, 0)])
-    assert capsys.readouterr() == ("", "")
+def test_without_a_probe_nothing_is_said_of_more_labels_and_a_caveat_is(capsys: Out) -> None:
+    show([trusted(790, 800, draw="per_class")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("Trust: trust; 790 of 800") and lines[1].startswith("Mind that the held-out labels were")
+    assert lines[2].endswith(" of 46,800 expected")
+
+
+def test_without_a_held_out_label_that_is_what_is_said(capsys: Out) -> None:
+    show([trusted(0, 0)])
+    said = "no held-out label checks the pseudo-labels, so how many are right is not known"
+    assert capsys.readouterr().out == f"Trust: not measured; {said}\n"
 
 
 def test_a_coreset_is_said_with_its_size_and_its_whole_bill(capsys: Out) -> None:
     facts = {"budget": 15_000, "num_samples": 50_000, "annotation_bill": 17_830}
-    show([artifact("select", {"name": "cutoff", **facts}), artifact("select", {"name": "beta", **facts})])
+    wrong = {"expected": 2811.6, "interval": [2203.4, 3517.7]}
+    known, unknown = ({"name": name, "wrong": number, **facts} for name, number in (("cutoff", wrong), ("beta", None)))
+    show([artifact("select", known), artifact("select", unknown)])
     title, header, *rows = capsys.readouterr().out.splitlines()
-    assert title == "Coresets" and " ".join(header.split()) == "selection images labels to pay for in all"
+    assert title == "Coresets" and " ".join(header.split()) == (
+        "selection images labels to pay for in all wrong pseudo-labels (95%)"
+    )
     assert [row.split() for row in rows] == [
-        ["cutoff", "15,000", "of", "50,000", "17,830"],
-        ["beta", "15,000", "of", "50,000", "17,830"],
+        ["cutoff", "15,000", "of", "50,000", "17,830", "2,812", "(2,203", "to", "3,518)"],
+        ["beta", "15,000", "of", "50,000", "17,830", "not", "known"],
     ]
 
 
@@ -81,16 +101,16 @@ def test_places_come_last_the_report_at_the_very_end(capsys: Out) -> None:
             artifact("report"),
             artifact("export", title="export cutoff"),
             evaluation(("full", 1.0, 10, 0.5, 0.0)),
-            held_out(1, 2),
+            trusted(1, 2),
         ]
     )
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("Pseudo-labels") and lines[1].startswith("Test accuracy")
+    assert lines[0].startswith("Trust") and lines[2].startswith("Test accuracy")
     assert lines[-2:] == ["Coreset cutoff: run/export/key", "Report:  run/report/key/report.html"]
 
 
 def test_stages_without_a_result_for_people_are_silent(capsys: Out) -> None:
-    show([artifact(stage) for stage in ("index", "pixels", "split", "ssl", "proxy", "score")])
+    show([artifact(stage) for stage in ("index", "split", "ssl", "proxy", "score")])
     assert capsys.readouterr() == ("", "")
 
 
@@ -99,5 +119,6 @@ def test_the_reference_run_is_told_as_its_manifests_have_it(done: dict[str, Arti
     out = capsys.readouterr().out
     best = max(done["evaluate"].metrics["rows"], key=lambda row: row["mean"])
     assert f"{100 * best['mean']:.2f} ±" in out
-    assert f"{done['select beta'].metrics['annotation_bill']}\n" in out
+    assert f"{done['select beta'].metrics['annotation_bill']}  " in out
+    assert f"Trust: {done['trust'].metrics['verdict']['level']}; " in out
     assert out.endswith(f"Report:  {done['report'].uri}/report.html\n")

@@ -4,16 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import plan
+from pipeline import plan, samples
 from pipeline.errors import UserError
 from pipeline.recipe import load_recipe
 from pipeline.stage import Stage
 from tests.running import REPOSITORY, tiny_recipe
 
 RECIPES = sorted(REPOSITORY.glob("jobs/recipes/*.yaml"))
-DATA = {"index", "pixels"}
-TESTS = {"index test", "pixels test"}
-TRAINED = {"split", "ssl", "pseudo_label", "proxy", "score"}
+DATA = {"index"}
+TESTS = {"index test"}
+SCORED = {"score", "trust"}
+TRAINED = {"split", "ssl", "pseudo_label", "proxy"} | SCORED
 CHOSEN = {"select cutoff", "export cutoff", "select beta", "export beta"}
 END = {"evaluate", "report"}
 ALL = DATA | TESTS | TRAINED | CHOSEN | END
@@ -56,9 +57,27 @@ def test_the_test_images_are_read_before_any_training_and_reach_the_end_alone(re
 
 
 def test_labels_that_stay_hidden_are_read_by_no_stage_that_trains_or_chooses(recipe: str) -> None:
-    """Only the index knows them: the split draws the visible ones, the other readers copy bytes or report."""
-    readers = {stage.title for stage in stages(recipe) if "index" in {s.title for s in stage.inputs.values()}}
-    assert readers == {"pixels", "split", "export cutoff", "export beta", *END}
+    """Only the index knows them: the split draws the visible ones, others copy bytes, report, or want images alone."""
+    planned = stages(recipe)
+    readers = {stage.title for stage in planned if "index" in {s.title for s in stage.inputs.values()}}
+    want_images = {stage.title for stage in planned if "index" in stage.images}
+    assert want_images == {"ssl", "pseudo_label", "proxy", "evaluate"}
+    assert readers - want_images == {"split", "export cutoff", "export beta", "report"}
+    assert "label" not in samples._COLUMNS
+
+
+def wanted(recipe: str, *overrides: str) -> dict[str, tuple[str, ...]]:
+    """The indexes whose images a stage wants whole and central, which is what a cache holds."""
+    return {stage.title: stage.images for stage in stages(recipe, *overrides) if stage.images}
+
+
+def test_images_are_asked_for_by_the_stages_that_look_at_them(recipe: str) -> None:
+    everywhere = dict.fromkeys(("ssl", "pseudo_label", "proxy"), ("index",)) | {"evaluate": ("index", "test_index")}
+    assert wanted(recipe) == everywhere
+    assert wanted(recipe, "evaluate=null") == {title: everywhere[title] for title in ("ssl", "pseudo_label", "proxy")}
+    assert wanted(recipe, "score={aum: {}, dual: {T: 8, J: 4}, grand: {}}") == everywhere | {"embed": ("index",)}
+    assert wanted(recipe, "proxy.random_crop={}") == {t: names for t, names in everywhere.items() if t != "proxy"}
+    assert wanted(recipe, "evaluate.training.random_crop={}") == everywhere | {"evaluate": ("test_index",)}
 
 
 @pytest.mark.parametrize(
@@ -66,14 +85,18 @@ def test_labels_that_stay_hidden_are_read_by_no_stage_that_trains_or_chooses(rec
     [
         ("root=elsewhere", set()),
         ("resources={num_workers: 4, cpus_per_worker: 2, gpus_per_worker: 0.5, tasks: 3, max_failures: 9}", set()),
+        ("resources={images: stream}", set()),
+        ("resources={images: cache, cache_dir: /elsewhere, cache_gb: 7}", set()),
         ("data.image_size=16", ALL),
         ("data.quarantine_limit=0.5", ALL),
         ("split.num_labelled=200", TRAINED | CHOSEN | END),
         ("split.holdout_fraction=0.1", TRAINED | CHOSEN | END),
         ("ssl.steps=61", TRAINED - {"split"} | CHOSEN | END),
-        ("pseudo_label.labelled_rows=model", {"pseudo_label", "proxy", "score"} | CHOSEN | END),
-        ("proxy.lr=0.2", {"proxy", "score"} | CHOSEN | END),
-        ("score.el2n.num_epochs=4", {"score"} | CHOSEN | END),
+        ("pseudo_label.labelled_rows=model", {"pseudo_label", "proxy"} | SCORED | CHOSEN | END),
+        ("proxy.lr=0.2", {"proxy"} | SCORED | CHOSEN | END),
+        ("proxy.random_crop={}", {"proxy"} | SCORED | CHOSEN | END),
+        ("evaluate.training.random_crop={flip: false}", END),
+        ("score.el2n.num_epochs=4", SCORED | CHOSEN | END),
         ("select.0.options.mislabel_fraction=0.2", {"select cutoff", "export cutoff"} | END),
         ("select.1.seed=7", {"select beta", "export beta"} | END),
         ("export.shards=false", {"export cutoff", "export beta", "report"}),
@@ -125,7 +148,7 @@ def test_annotations_made_later_are_another_evaluation(recipe: str, tmp_path: Pa
 def test_without_an_evaluation_nothing_reads_test_images(recipe: str) -> None:
     planned = stages(recipe, "evaluate=null")
     assert {stage.title for stage in planned} == ALL - TESTS - {"evaluate"}
-    assert not {"evaluate", "test_index", "test_pixels"} & set(planned[-1].inputs)
+    assert not {"evaluate", "test_index"} & set(planned[-1].inputs)
     assert {stage.key for stage in planned[:-1]} <= set(keys(recipe).values())
 
 

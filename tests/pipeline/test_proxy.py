@@ -3,18 +3,27 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
-from pipeline import epoch_plan, proxy
-from pipeline.dynamics import DynamicsStore, DynamicsWriter
+from models.supervised import SupervisedTrainer
+from pipeline import proxy, true_dynamics
+from pipeline.dynamics_store import DynamicsStore
+from pipeline.epoch_plan import Plan
 from pipeline.epochs import EpochLog
+from pipeline.images import decode_crop
 from pipeline.proxy import ProxyConfig
+from pipeline.pseudo_label import Holdout
+from pipeline.random_crop import RandomCrop
+from pipeline.resources import Resources
+from pipeline.samples import Samples
 from pipeline.stage import Artifact
 from pipeline.training import Worker
+from pipeline.true_dynamics import store_uri
 
 N, EPOCHS = 1437, 8
 
@@ -33,10 +42,16 @@ def config_of(done: dict[str, Artifact], **changes: object) -> ProxyConfig:
 
 @pytest.fixture
 def learn(done: dict[str, Artifact], lone_worker: Worker) -> Learn:
-    def run(folder: Path, tick: Callable[[int], None] = lambda done: None, **changes: object) -> bytes:
-        config = config_of(done, **{"epochs": 2, "batch_size": 256, **changes})
+    def run(
+        folder: Path,
+        tick: Callable[[int], None] = lambda done: None,
+        images: Literal["cache", "stream"] = "cache",
+        seed: int = 0,
+        **changes: object,
+    ) -> bytes:
+        config = config_of(done, **{"epochs": 2, "batch_size": 256, **changes}).model_copy(update={"seed": seed})
         worker = replace(lone_worker, tick=tick)
-        proxy._loop(worker, done["pixels"], done["pseudo_label"], config, str(folder))
+        proxy._loop(worker, done["index"], done["pseudo_label"], config, str(folder), Resources(images=images))
         log = EpochLog(str(folder))
         return log.read_checkpoint(log.commits()[-1])
 
@@ -70,15 +85,13 @@ def test_accuracy_is_the_share_of_records_that_are_correct(
 def test_the_loss_is_the_mean_over_steps_of_what_each_batch_lost(
     done: dict[str, Artifact], record: list[dict[str, Any]]
 ) -> None:
+    plan = Plan(Samples.open(done["index"]), 0, "proxy", 64)
+    steps = islice(plan.epochs(), EPOCHS * plan.num_steps)
     losses = [
-        np.mean(
-            [
-                -np.log(recorded["p_label"][ids]).mean()
-                for ids, _, _ in epoch_plan.epoch_batches(0, "proxy", epoch, np.arange(N), 64, rank=0, world_size=1)
-            ]
-        )
-        for epoch, recorded in enumerate(record)
+        np.mean([-np.log(record[epoch]["p_label"][step.ids]).mean() for step in of_epoch])
+        for epoch, of_epoch in groupby(steps, key=lambda step: step.epoch)
     ]
+    assert len(losses) == EPOCHS
     assert done["proxy"].table("history")["loss"].to_pylist() == pytest.approx(losses, rel=1e-4)
 
 
@@ -92,21 +105,57 @@ def test_the_metrics_say_how_long_it_was_and_by_how_many(done: dict[str, Artifac
     assert metrics["epochs"] == EPOCHS and metrics["world_sizes"] == [2]
 
 
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[dict[int, tuple[np.ndarray, int]]]:
+    """What is trained on from now on: image and label by id, for every epoch."""
+    epochs: list[dict[int, tuple[np.ndarray, int]]] = []
+    train_epoch = SupervisedTrainer.train_epoch
+
+    def remember(trainer: SupervisedTrainer, epoch: int, batches: Any, **others: Any) -> dict[str, float]:
+        batches = list(batches)
+        rows = (row for b in batches for row in zip(b.sample_ids, b.images.numpy(), b.labels, strict=True))
+        epochs.append({int(n): (image, int(label)) for n, image, label in rows})
+        return train_epoch(trainer, epoch, batches, **others)
+
+    monkeypatch.setattr(SupervisedTrainer, "train_epoch", remember)
+    return epochs
+
+
 def test_it_learns_the_labels_to_train_on_and_not_those_of_the_model(
-    learn: Learn, done: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    learn: Learn, done: dict[str, Artifact], tmp_path: Path, shown: list[dict[int, tuple[np.ndarray, int]]]
 ) -> None:
-    seen = np.full(N, -1)
-    observe = DynamicsWriter.observe
-
-    def remember(writer: DynamicsWriter, ids: Any, logits: Any, labels: Any, *others: Any) -> None:
-        seen[ids] = labels
-        observe(writer, ids, logits, labels, *others)
-
-    monkeypatch.setattr(DynamicsWriter, "observe", remember)
     learn(tmp_path / "log", epochs=1)
+    labels = [shown[0][n][1] for n in range(N)]
     table = done["pseudo_label"].table()
-    assert np.array_equal(seen, table["train_label"].to_numpy())
-    assert not np.array_equal(seen, table["pseudo_label"].to_numpy())
+    assert labels == table["train_label"].to_pylist()
+    assert labels != table["pseudo_label"].to_pylist()
+
+
+def test_held_out_rows_are_recorded_in_the_same_passes_with_their_true_labels(
+    done: dict[str, Artifact], record: list[dict[str, Any]]
+) -> None:
+    held = Holdout.load(done["pseudo_label"])
+    store = DynamicsStore(store_uri(f"{done['proxy'].uri}/dynamics"))
+    assert (store.num_samples, len(store.epochs), store.coverage) == (20, EPOCHS, 1)
+    trained = done["pseudo_label"].table()["train_label"].to_numpy()[held.sample_ids]
+    same = trained == held.labels
+    assert 0 < same.sum() < 20
+    for epoch in range(EPOCHS):
+        true = store.read(epoch, 0, 20, ["p_label", "p_other", "correct"])
+        given = {name: column[held.sample_ids] for name, column in record[epoch].items()}
+        assert all(np.array_equal(true[name][same], given[name][same]) for name in true)
+        assert (true["p_label"][~same] <= given["p_other"][~same]).all()
+        assert (true["p_other"][~same] >= given["p_label"][~same]).all()
+
+
+def test_a_store_of_true_labels_whose_publishing_was_cut_short_is_completed(learn: Learn, tmp_path: Path) -> None:
+    learn(tmp_path / "log")
+    commits = EpochLog(str(tmp_path / "log")).commits()
+    true_dynamics.publish(commits[:1], str(tmp_path / "log"))
+    true_dynamics.publish(commits, str(tmp_path / "log"))
+    true_dynamics.publish(commits, str(tmp_path / "log"))
+    store = DynamicsStore(store_uri(str(tmp_path / "log")))
+    assert len(store.epochs) == 2 and store.read(1, 0, 20, ["p_label"])["p_label"].shape == (20,)
 
 
 @pytest.mark.parametrize("moment", [2, 7, 9])
@@ -123,10 +172,43 @@ def test_a_training_that_died_in_any_epoch_ends_in_the_same_bytes(learn: Learn, 
     with pytest.raises(KilledError):
         learn(tmp_path / "died", die)
     assert learn(tmp_path / "died") == expected
-    records = [DynamicsStore(str(tmp_path / name)) for name in ("through", "died")]
-    for epoch in range(2):
-        ours, theirs = (store.read(epoch, 0, N, ["p_label", "correct"]) for store in records)
-        assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    for name in ("through", "died"):
+        true_dynamics.publish(EpochLog(str(tmp_path / name)).commits(), str(tmp_path / name))
+    for place, n in ((str, N), (store_uri, 20)):
+        records = [DynamicsStore(place(str(tmp_path / name))) for name in ("through", "died")]
+        for epoch in range(2):
+            ours, theirs = (store.read(epoch, 0, n, ["p_label", "correct"]) for store in records)
+            assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_images_from_the_cache_and_from_the_shards_train_the_same_model(learn: Learn, tmp_path: Path) -> None:
+    assert learn(tmp_path / "cached") == learn(tmp_path / "streamed", images="stream")
+
+
+def test_random_crops_are_those_of_seed_and_epoch_and_a_training_on_them_continues(
+    learn: Learn, done: dict[str, Artifact], tmp_path: Path, shown: list[dict[int, tuple[np.ndarray, int]]]
+) -> None:
+    crop = RandomCrop(area=(0.3, 0.8))
+    expected = learn(tmp_path / "through", random_crop=crop)
+    learn(tmp_path / "other seed", seed=1, epochs=1, random_crop=crop)
+    samples, pixels = Samples.open(done["index"]), np.empty((8, 8, 3), np.uint8)
+    for seed, epoch, seen in zip((0, 0, 1), (0, 1, 0), shown, strict=True):
+        assert len(seen) == N
+        for n, (box, flip) in enumerate(crop.views(seed, "proxy", epoch, np.arange(50))):
+            piece = samples.read(np.array([n]))
+            decode_crop(piece.data[piece.offsets[n] :], samples.max_pixels, pixels, box, flip)
+            assert np.array_equal(seen[n][0], pixels)
+    first, *others = shown
+    for other in others:
+        assert np.mean([np.array_equal(first[n][0], other[n][0]) for n in range(N)]) < 0.1
+
+    def die(done: int) -> None:
+        if done > N + 300:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        learn(tmp_path / "died", die, random_crop=crop)
+    assert learn(tmp_path / "died", random_crop=crop) == expected
 
 
 def test_after_the_last_epoch_nothing_is_trained(learn: Learn, tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ import torch
 
 from models.training import Predictor
 from pipeline import pseudo_label
-from pipeline.pixels import Pixels
+from pipeline.pseudo_label import Holdout
 from pipeline.resources import Resources
 from pipeline.ssl import SslConfig
 from pipeline.stage import Artifact
+from tests.pipeline.making import take
 
 N = 1437
 
@@ -32,7 +33,7 @@ def probabilities(done: dict[str, Artifact]) -> torch.Tensor:
     config = SslConfig.model_validate_json(json.dumps(done["ssl"].manifest["config"])).training
     (part,) = done["ssl"].parts("model")
     predictor = Predictor(config.model, 10, done["ssl"].read(part), config.precision, torch.device("cpu"))
-    return predictor.predict(Pixels.open(done["pixels"]).take(np.arange(N))).softmax(dim=1)
+    return predictor.predict(take(done["index"], range(N))).softmax(dim=1)
 
 
 def test_every_id_is_there_once_and_in_order(table: pa.Table) -> None:
@@ -56,46 +57,50 @@ def test_confidence_is_at_least_that_of_a_guess_and_never_below_the_margin(table
     assert ((margin >= 0) & (margin <= confidence)).all()
 
 
-def test_where_a_label_was_paid_for_it_trains_the_proxy_and_elsewhere_the_models(
+def test_where_the_model_was_given_a_label_that_trains_the_proxy_and_elsewhere_the_models(
     table: pa.Table, done: dict[str, Artifact]
 ) -> None:
     split = done["split"].table()
+    split = split.filter(pc.equal(split["role"], "train"))
     expected = table["pseudo_label"].to_numpy().copy()
     expected[split["sample_id"].to_numpy()] = split["label"].to_numpy()
     assert np.array_equal(table["train_label"].to_numpy(), expected)
 
 
-def test_the_metrics_are_a_recount_of_the_held_out_labels(table: pa.Table, done: dict[str, Artifact]) -> None:
-    guesses = table["pseudo_label"].to_pylist()
-    rows = [row for row in done["split"].table().to_pylist() if row["role"] == "holdout"]
-    right = [row for row in rows if guesses[row["sample_id"]] == row["label"]]
-    metrics = done["pseudo_label"].metrics
-    assert metrics["num_holdout"] == len(rows) == 20
-    assert metrics["holdout_correct"] == len(right)
-    assert metrics["holdout_accuracy"] == pytest.approx(len(right) / len(rows))
-    assert metrics["holdout_per_class"] == {
-        str(label): [sum(row["label"] == label for row in right), sum(row["label"] == label for row in rows)]
-        for label in sorted({row["label"] for row in rows})
-    }
-    assert metrics["num_samples"] == N
-    assert metrics["mean_confidence"] == pytest.approx(sum(table["confidence"].to_pylist()) / N)
-
-
-def test_without_a_held_out_label_the_accuracy_is_unknown_and_not_zero(table: pa.Table, done: dict[str, Any]) -> None:
+def test_the_held_out_rows_are_kept_with_what_the_network_says_of_them(
+    table: pa.Table, probabilities: torch.Tensor, done: dict[str, Artifact]
+) -> None:
+    held = Holdout.load(done["pseudo_label"])
     split = done["split"].table()
-    metrics = pseudo_label._check(table, split.filter(pc.equal(split["role"], "train")))
-    assert metrics["holdout_accuracy"] is None
-    assert (metrics["num_holdout"], metrics["holdout_correct"], metrics["holdout_per_class"]) == (0, 0, {})
+    expected = split.filter(pc.equal(split["role"], "holdout")).sort_by("sample_id")
+    assert held.sample_ids.tolist() == expected["sample_id"].to_pylist()
+    assert held.labels.tolist() == expected["label"].to_pylist()
+    softmax = torch.tensor(held.logits).softmax(dim=1)
+    assert torch.allclose(softmax, probabilities[torch.tensor(held.sample_ids)], atol=1e-4)
+    assert held.logits.argmax(axis=1).tolist() == table["pseudo_label"].take(held.sample_ids).to_pylist()
+    assert held.features.shape == (20, 32) and np.isfinite(held.features).all()
 
 
-def predict(done: dict[str, Artifact], folder: Path, start: int, labelled_rows: str = "ground_truth") -> pa.Table:
+def test_without_a_held_out_row_there_is_no_part_of_them(tmp_path: Path) -> None:
+    held = Holdout.load(Artifact(str(tmp_path), {"parts": []}))
+    assert (len(held.sample_ids), len(held.labels), len(held.logits), len(held.features)) == (0, 0, 0, 0)
+
+
+def test_the_metrics_are_a_recount(table: pa.Table, done: dict[str, Artifact]) -> None:
+    mean = sum(table["confidence"].to_pylist()) / N
+    assert done["pseudo_label"].metrics == {"num_samples": N, "mean_confidence": pytest.approx(mean)}
+
+
+def predict(
+    done: dict[str, Artifact], folder: Path, start: int, labelled_rows: str = "ground_truth", **resources: Any
+) -> pa.Table:
     """One task of the stage, in this process."""
-    inputs = {"pixels": done["pixels"], "split": done["split"], "ssl": done["ssl"]}
-    part = pseudo_label._predict(
-        start, **inputs, labelled_rows=labelled_rows, uri=str(folder), resources=Resources(cpus_per_worker=1)
+    inputs = {"index": done["index"], "split": done["split"], "ssl": done["ssl"]}
+    part, *_ = pseudo_label._predict(
+        start, **inputs, labelled_rows=labelled_rows, uri=str(folder), resources=Resources(**resources)
     )
-    written = pq.read_table(folder / part["name"])
-    assert part["rows"] == written.num_rows
+    written = pq.read_table(folder / part.name)
+    assert part.rows == written.num_rows
     return written
 
 
@@ -114,3 +119,9 @@ def test_the_rows_do_not_depend_on_where_the_pool_is_cut(
     pieces = [predict(done, tmp_path, start) for start in (0, 600, 1200)]
     assert [piece.num_rows for piece in pieces] == [600, 600, 237]
     assert pa.concat_tables(pieces).equals(table)
+
+
+def test_images_from_the_shards_are_said_to_be_the_same(
+    done: dict[str, Artifact], table: pa.Table, tmp_path: Path
+) -> None:
+    assert predict(done, tmp_path, 0, images="stream").equals(table)

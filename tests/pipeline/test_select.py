@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +15,13 @@ from pydantic import ValidationError
 from pipeline import select
 from pipeline.dynamics import DynamicsWriter
 from pipeline.errors import UserError
+from pipeline.mislabel import choose
 from pipeline.pool import TablePool
 from pipeline.resources import Resources
 from pipeline.select import SelectConfig
 from pipeline.selectors import SELECTORS, cuts, preferred
 from pipeline.stage import Artifact, Output, Stage
+from pipeline.trust import HARDER_SHARE
 from tests.pipeline.selectors.pools import vectors
 
 OPTIONS: dict[str, dict[str, Any]] = {"zcore": {"draws": 50}}
@@ -53,11 +57,20 @@ SCORES = pa.table(
 )
 EMBEDDING = np.random.default_rng(0).standard_normal((100, 3)).astype(np.float32)
 LABELLED = [3, 25, 26, 90]
+WRONG = {25: False, 26: True}
+"""Of the held-out ones."""
+
+
+def trusted(folder: Path, wrong: dict[int, bool]) -> Artifact:
+    """What the stage before says of these held-out rows."""
+    ids = np.array(list(wrong), dtype=np.int64)
+    shares = {f"{HARDER_SHARE}{column}": (ids + 0.5) / 100 for column in ("aum", "dual", "dual_mean")}
+    return artifact(folder, pa.table({"sample_id": ids, "wrong": pa.array(wrong.values(), pa.bool_()), **shares}))
 
 
 @pytest.fixture
 def inputs(tmp_path: Path) -> dict[str, Artifact]:
-    roles = ["train", "train", "holdout", "train"]
+    roles = ["train", "holdout", "holdout", "train"]
     labels = pa.table({"sample_id": LABELLED, "label": [0, 1, 0, 1], "role": roles})
     writer = DynamicsWriter(str(tmp_path / "embed" / "dynamics"), num_samples=100)
     writer.observe(np.arange(100), np.ones((100, 3)), np.arange(100) % 3, EMBEDDING)
@@ -67,6 +80,7 @@ def inputs(tmp_path: Path) -> dict[str, Artifact]:
         "score": artifact(tmp_path / "score", SCORES.slice(0, 40), SCORES.slice(40), harder=harder),
         "split": artifact(tmp_path / "split", labels),
         "embed": artifact(tmp_path / "embed"),
+        "trust": trusted(tmp_path / "trust", WRONG),
     }
 
 
@@ -97,7 +111,10 @@ def test_double_end_in_full(tmp_path: Path, inputs: dict[str, Artifact]) -> None
         "cuts": {"column": "aum", "low": 20.0, "high": 49.0},
         "labelled_in_coreset": 2,
         "annotation_bill": 32,
+        "wrong": {"wrong": 1, "seen": 2, "unknown": 28, "expected": 15, "interval": ANY},
+        "mislabel": {"auto": False, "used": 0.2, "evidence": ANY},
     }
+    assert metrics["mislabel"]["evidence"]["num_holdout"] == 2
     json.dumps(metrics)
 
 
@@ -159,6 +176,60 @@ def test_the_labelled_may_be_the_whole_coreset_but_not_more(tmp_path: Path, inpu
         run(tmp_path / "less", settings.model_copy(update={"keep_fraction": 0.03}), **inputs)
 
 
+HARD_ARE_WRONG = {i: i < 30 for i in range(1, 100, 2)}
+
+
+@pytest.fixture
+def many_held(tmp_path: Path, inputs: dict[str, Artifact]) -> dict[str, Artifact]:
+    """With every second sample held out, the hardest with a wrong pseudo-label."""
+    labels = {"sample_id": list(HARD_ARE_WRONG), "label": [0] * 50, "role": ["holdout"] * 50}
+    split = artifact(tmp_path / "labels", pa.table(labels))
+    return inputs | {"trust": trusted(tmp_path / "more", HARD_ARE_WRONG), "split": split}
+
+
+def test_an_auto_cut_is_the_one_of_the_rule_and_is_written_down(tmp_path: Path, many_held: dict[str, Artifact]) -> None:
+    auto = config(selector="double_end", options={"mislabel_fraction": "auto"})
+    share, wrong = (np.array(list(column)) for column in (HARD_ARE_WRONG, HARD_ARE_WRONG.values()))
+    chosen = choose((share + 0.5) / 100, wrong, Fraction("0.3"))
+    assert chosen == Fraction("0.31")  # the last wrong one is 29, the first right one 31
+    table, metrics = run(tmp_path / "auto", auto, **many_held)
+    assert metrics["mislabel"]["auto"] and metrics["mislabel"]["used"] == 0.31
+    assert metrics["mislabel"]["evidence"]["cuts"][0]["kept_wrong"] == 15
+    by_hand = config(selector="double_end", options={"mislabel_fraction": 0.31})
+    same, said = run(tmp_path / "by hand", by_hand, **many_held)
+    assert table.equals(same) and table["sample_id"].to_pylist() == list(range(31, 61))
+    assert said["mislabel"] == {**metrics["mislabel"], "auto": False}
+    assert metrics["wrong"]["expected"] >= said["wrong"]["expected"] == 0  # by rows that had no part in the choice
+
+
+def test_an_auto_cut_goes_from_the_end_that_is_said_to_be_hard(tmp_path: Path, inputs: dict[str, Artifact]) -> None:
+    inputs |= {"trust": trusted(tmp_path / "more", {i: i >= 70 for i in range(1, 100, 2)})}
+    options = {"mislabel_fraction": "auto", "harder": "high"}
+    table, metrics = run(tmp_path / "out", config(selector="double_end", options=options), **inputs)
+    assert metrics["mislabel"]["used"] == 0.3 and table["sample_id"].to_pylist() == list(range(40, 70))
+
+
+def test_nothing_chooses_an_auto_cut_without_held_out_rows(tmp_path: Path, inputs: dict[str, Artifact]) -> None:
+    inputs |= {"trust": trusted(tmp_path / "none", {})}
+    auto = config(selector="double_end", options={"mislabel_fraction": "auto"})
+    with pytest.raises(
+        UserError, match=r"'coreset' has mislabel_fraction=auto but no label is held out .* set split\."
+    ):
+        run(tmp_path / "out", auto, **inputs)
+    _, metrics = run(tmp_path / "by hand", config(selector="double_end"), **inputs)
+    assert metrics["wrong"] is None and metrics["mislabel"] == {"auto": False, "used": 0.1, "evidence": None}
+
+
+def test_what_is_wrong_in_a_coreset_is_told_by_its_held_out_rows(
+    tmp_path: Path, many_held: dict[str, Artifact]
+) -> None:
+    _, metrics = run(tmp_path / "out", config(selector="top_k"), **many_held)  # ids 0..29
+    assert metrics["wrong"] == {"wrong": 15, "seen": 15, "unknown": 15, "expected": 30, "interval": ANY}
+    forced = config(selector="top_k", keep_labelled=True, keep_fraction=0.6)
+    _, metrics = run(tmp_path / "forced", forced, **many_held)
+    assert metrics["wrong"] is None  # forced in, they speak for themselves alone
+
+
 def test_the_easiest_are_ranked_from_the_easy_end(tmp_path: Path, inputs: dict[str, Artifact]) -> None:
     table, _ = run(tmp_path / "out", config(selector="top_k", options={"keep": "easiest"}), **inputs)
     assert table["sample_id"].to_pylist() == list(range(70, 100))
@@ -196,6 +267,14 @@ def test_settings_are_written_out_so_that_equal_ones_have_equal_keys() -> None:
             r"add up to 1\.05, more than",
         ),
         ({"selector": "random", "name": "../up"}, "name"),
+        ({"selector": "double_end", "options": {"mislabel_fraction": "most"}}, "'most' is no share: .* or to auto"),
+        (
+            {
+                "selector": "class_balanced",
+                "options": {"selector": "double_end", "options": {"mislabel_fraction": "auto"}},
+            },
+            "of double_end alone, not class by class",
+        ),
         ({"selector": "class_balanced", "options": {"selector": "best"}}, "selector='best' cannot go by class"),
     ],
 )

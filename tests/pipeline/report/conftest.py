@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,14 @@ import pytest
 from pydantic import ConfigDict
 from sklearn.datasets import load_digits
 
+from pipeline import trust
 from pipeline.config import Config
-from pipeline.pixels import _to_arrow
+from pipeline.dynamics import DynamicsWriter
+from pipeline.select import SelectConfig, _choose_cut
 from pipeline.stage import Artifact, Output, Stage
+from pipeline.true_dynamics import store_uri
+from pipeline.trust import HeldOut, TrustConfig, expected_wrong
+from tests.pipeline.making import encoded, run_index, run_stage, write_shard
 
 N = 600
 EVIL = "<script>alert('key')</script>"
@@ -37,22 +43,43 @@ class Run:
         self.inputs: dict[str, Artifact] = {}
 
     def commit(self, name: str, metrics: dict[str, Any], tables: Mapping[str, Any], **settings: Any) -> None:
-        """`name` as in the report's inputs; per stem of parts the columns of a table or the images of a pixels part."""
+        """`name` as in the report's inputs; tables: columns, per stem of parts."""
         stage = Stage(name.partition(":")[0], 1, AnyConfig(**settings), {}, dict, name.replace(":", " "))
         out = Output(stage.uri(self.root))
         for stem, columns in tables.items():
-            if isinstance(columns, np.ndarray):
-                out.write(stem, ".arrow", _to_arrow(columns), len(columns))
-            else:
-                out.write_table(pa.table(columns), stem)
-        seconds = zlib.crc32(name.encode()) % 400 / 10
-        self.inputs[name] = stage.commit(self.root, out, metrics, {"seconds": seconds, **FACTS})
+            out.write_table(pa.table(columns), stem)
+        self.inputs[name] = stage.commit(self.root, out, metrics, facts(name))
+
+
+def facts(name: str) -> dict[str, Any]:
+    """What a run notes of a stage."""
+    return {"seconds": zlib.crc32(name.encode()) % 400 / 10, **FACTS}
+
+
+def index(root: str, keys: list[str]) -> Artifact:
+    """The real stage, on shards of 200 digits each, with an image and a whole shard that cannot be used."""
+    folder = Path(root) / "data"
+    folder.mkdir()
+    digits = np.kron(load_digits().images[:N] * (255 / 16), np.ones((1, 4, 4))).astype(np.uint8)
+    for shard in range(3):
+        here = range(shard * 200, shard * 200 + 200)
+        samples = [(keys[n], {"png": encoded(np.repeat(digits[n][..., None], 3, axis=2))}) for n in here]
+        bad = [("digit-<b>bold</b>", {"png": b"no image"})] if shard == 1 else []
+        write_shard(folder / f"train-{shard:06d}.tar", samples[:17] + bad + samples[17:])
+    (folder / "train-000003.tar").write_bytes((folder / "train-000000.tar").read_bytes()[:700])
+    shards = f"{folder}/train-{{000000..000003}}.tar"
+    return run_index(Path(root), shards, num_classes=10, image_size=32, facts=facts("index"))
 
 
 def select(run: Run, name: str, scores: dict[str, Any], kept: Any, labelled: Any, cuts: Any, **facts: Any) -> None:
     in_coreset = len(np.intersect1d(kept, labelled))
     facts |= {"name": name, "keep_fraction": len(kept) / N, "budget": len(kept), "num_samples": N, "cuts": cuts}
     facts |= {"labelled_in_coreset": in_coreset, "annotation_bill": len(kept) - in_coreset + len(labelled)}
+    held = HeldOut.load(run.inputs["trust"])
+    own = held.wrong[np.isin(held.sample_ids, kept)]
+    facts["wrong"] = expected_wrong(int(own.sum()), len(own), len(kept) - in_coreset)
+    settings = SelectConfig(name=name, selector=facts["selector"], keep_fraction=facts["keep_fraction"], seed=0)
+    facts["mislabel"] = _choose_cut(settings, held, {"aum": "low", "dual": "high"}, 0)[1]
     table = {"sample_id": np.sort(kept), "rank": np.arange(len(kept))}
     run.commit(f"select:{name}", facts, {"part": table}, selector=facts["selector"], seed=0)
     export = {"num_shards": 1, "bytes": 1_234_567, "files": ["coreset.parquet"]}
@@ -70,31 +97,11 @@ def build(root: str) -> Run:
     train, holdout = labelled[::2], labelled[1::2]
 
     keys = [EVIL if i == int(np.argmax(hard)) else f"digit-{i:05d}" for i in ids]
-    for_index = {"key": keys, "shard": pa.array(ids // 200, pa.int32()), "row": pa.array(ids % 200, pa.int32())}
-    halves = {f"part-{half}": {k: v[half * 300 : half * 300 + 300] for k, v in for_index.items()} for half in (0, 1)}
-    quarantine = {
-        "uri": ["data/train-000001.tar", "data/train-000002.tar"],
-        "row": pa.array([17, -1], pa.int32()),
-        "key": ["digit-<b>bold</b>", ""],
-        "reason": ["undecodable", "truncated"],
-        "detail": ["cannot identify image file", "tar ends inside a member"],
-    }
-    counts = {"num_samples": N, "num_shards": 3, "num_labelled_rows": N, "bytes": 1_843_200}
-    counts |= {"num_quarantined": 2, "quarantined": {"undecodable": 1, "truncated": 1}}
-    run.commit(
-        "index",
-        counts,
-        {**halves, "quarantine-0": quarantine},
-        data={"shards": ["/data/train-{000000..000002}.tar"], "num_classes": 10, "classes": []},
-    )
-    images = np.kron(load_digits().images[:N] * (255 / 16), np.ones((1, 4, 4))).astype(np.uint8)
-    images = np.repeat(images[..., None], 3, axis=3)
-    pixels = {"part-0": images[:250], "part-1": images[250:]}
-    run.commit("pixels", {"num_samples": N, "image_size": 32}, pixels, image_size=32)
+    run.inputs["index"] = index(root, keys)
     roles = ["train"] * len(train) + ["holdout"] * len(holdout)
     split = {"sample_id": np.concatenate([train, holdout]), "role": roles}
     split["label"] = truth[split["sample_id"]]
-    run.commit("split", {"num_train": 50, "num_holdout": 50}, {"part": split}, labelled=100, seed=0)
+    run.commit("split", {"num_train": 50, "num_holdout": 50}, {"part": split}, settings={"draw": "uniform"}, seed=0)
 
     step = np.arange(0, 3000, 10)
     ssl = {
@@ -104,11 +111,6 @@ def build(root: str) -> Run:
         "mask_rate": 0.97 * (1 - np.exp(-step / 500)),
     }
     run.commit("ssl", {}, {"history-0": ssl}, algorithm="fixmatch", model={"name": "wrn-16-2"}, optimizer={"lr": 0.03})
-    right = ~wrong[holdout]
-    per_class = {
-        str(c): [int(right[truth[holdout] == c].sum()), int((truth[holdout] == c).sum())]
-        for c in np.unique(truth[holdout])
-    }
     confidence = np.where(wrong, rng.uniform(0.3, 0.95, N), 1 - rng.gamma(1, 0.03, N).clip(0, 0.6))
     labels = {
         "sample_id": ids[::-1],  # no reader may rely on the order of rows
@@ -116,18 +118,27 @@ def build(root: str) -> Run:
         "confidence": confidence.astype(np.float32)[::-1],
         "train_label": np.where(np.isin(ids, labelled), truth, pseudo)[::-1],
     }
-    held_out = {"num_holdout": 50, "holdout_correct": int(right.sum()), "holdout_accuracy": float(right.mean())}
-    held_out |= {"holdout_per_class": per_class, "mean_confidence": float(confidence.mean())}
-    run.commit("pseudo_label", held_out, {"part-0": labels}, labelled_rows="ground_truth")
+    logits = np.log(np.full((50, 10), 0.01))
+    logits[np.arange(50), pseudo[holdout]] = np.log(confidence[holdout])
+    features = np.eye(10)[truth[holdout]] + 0.5 * rng.standard_normal((50, 10))
+    rows = {"sample_id": holdout, "label": truth[holdout], "logits": list(logits), "features": list(features)}
+    parts = {"part-0": labels, "holdout-0": rows}
+    run.commit("pseudo_label", {"mean_confidence": float(confidence.mean())}, parts, labelled_rows="ground_truth")
     epoch = np.arange(40)
     proxy = {"epoch": epoch, "loss": 2.2 * np.exp(-epoch / 8), "accuracy": 0.98 - 0.88 * np.exp(-epoch / 6)}
     run.commit("proxy", {}, {"history-0": proxy}, model={"name": "resnet-9"}, epochs=40)
+    writer = DynamicsWriter(store_uri(f"{run.inputs['proxy'].uri}/dynamics"), num_samples=50)
+    for number in range(8):
+        seen = np.eye(10)[pseudo[holdout]] * (number / 2 - 3 * hard[holdout, None]) + rng.normal(0, 0.2, (50, 10))
+        writer.observe(np.arange(50), seen, truth[holdout])
+        writer.commit_epoch(number)
 
     aum = (38 - 40 * hard).astype(np.float32)
     dual = (hard * rng.uniform(0.4, 1, N)).astype(np.float32)
     scores = {"sample_id": ids, "aum": aum, "dual": dual}
-    harder = {"harder": {"aum": "low", "dual": "high"}, "columns": {}, "num_epochs": 40}
-    run.commit("score", harder, {"part-0": scores}, scores=["aum", "dual"])
+    harder = {"harder": {"aum": "low", "dual": "high"}, "columns": {}, "num_epochs": 40, "num_samples": N}
+    run.commit("score", harder, {"part-0": scores}, scores={"aum": {}, "dual": {"T": 8, "J": 4, "ddof": 1}})
+    run.inputs["trust"] = run_stage(Path(root), "trust", trust.run, TrustConfig(seed=0), run.inputs, **FACTS, seconds=1)
     order = np.argsort(aum, kind="stable")
     middle = order[60 : 60 + 180]
     cuts = {"column": "aum", "low": float(aum[middle].min()), "high": float(aum[middle].max())}
@@ -153,7 +164,7 @@ def build(root: str) -> Run:
 
 
 @pytest.fixture(scope="session")
-def committed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+def committed(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     return build(str(tmp_path_factory.mktemp("run"))).inputs
 
 

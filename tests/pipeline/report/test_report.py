@@ -8,7 +8,6 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
-from unittest.mock import ANY
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +17,7 @@ from pipeline import report
 from pipeline.report import page
 from pipeline.resources import Resources
 from pipeline.stage import Artifact, Output
+from pipeline.verdict import verdict
 
 EVIL = "<script>alert('key')</script>"
 PROBE = """<script>
@@ -83,7 +83,8 @@ def test_loads_nothing_from_anywhere_and_runs_nothing(inputs: Inputs, tmp_path: 
 def test_what_comes_from_data_is_text(inputs: Inputs, tmp_path: Path) -> None:
     classes = ("<b>zero</b>", "$one$", "two & a half", *"3456789")
     index = inputs["index"]
-    config = {"data": {**index.manifest["config"]["data"], "classes": classes}}
+    config = index.manifest["config"]
+    config = {**config, "data": {**config["data"], "classes": classes}}
     inputs = {**inputs, "index": dataclasses.replace(index, manifest={**index.manifest, "config": config})}
     source, twin = make(inputs, tmp_path / "report", title="<i>title</i>")
     assert twin["selections"][0]["beyond"][0]["key"] == EVIL
@@ -114,10 +115,21 @@ def test_the_twin_holds_what_the_page_shows(inputs: Inputs, tmp_path: Path) -> N
     for place, name in enumerate(balance["classes"]):
         counts = [balance["pool"][place], *(coreset["counts"][place] for coreset in balance["coresets"])]
         shown.append(" ".join(map(str, [name, *counts])))
-    pseudo = twin["pseudo_labels"]
-    low, high = pseudo["interval"]
-    shown.append(f"{100 * pseudo['holdout_accuracy']:.1f} % {100 * low:.1f} to {100 * high:.1f} % with 95 % confidence")
-    shown += [f"{row['class']} {row['correct']} {row['total']}" for row in pseudo["per_class"]]
+    trust = twin["trust"]
+    low, high = trust["interval"]
+    between = f"{100 * low:.1f} to {100 * high:.1f} % with 95 % confidence"
+    shown.append(f"{100 * trust['accuracy']:.1f} % {trust['verdict']['level']} {between}")
+    shown.append(f"{trust['verdict']['level']} {trust['verdict']['why']}.")
+    shown += [f"{row['class']} {row['correct']} {row['total']}" for row in trust["per_class"]]
+    shown += [f"{name} {found['rho']:.3f}" for name, found in trust["rank_correlation"].items()]
+    shown.append(f"{100 * trust['more_labels']['doubled']['accuracy']:.1f} % right")
+    for name, wrong in (("pool", trust["pool"]), *((row["name"], row["wrong"]) for row in twin["selections"])):
+        low, high = (round(end) for end in wrong["interval"])
+        shown.append(f"{name} {wrong['wrong']} of {wrong['seen']} {wrong['unknown']}")
+        shown.append(f"{wrong['unknown']} {round(wrong['expected'])} ({low} to {high})")
+    for row in twin["selections"][0]["mislabel"]["evidence"]["cuts"]:
+        counts = [row[name] for name in ("cut_wrong", "cut_right", "kept_wrong", "kept_right")]
+        shown.append(f"{100 * row['fraction']:.0f} % {' '.join(map(str, counts))} {row['difficulty']:.3f}")
     shown += [f"{stage['title']} {page.duration(stage['seconds'])}".replace(page.THIN, " ") for stage in twin["stages"]]
     shown += [stage["key"] for stage in twin["stages"]]
     shown += [f"{row['reason']} {row['key']}".strip() for row in twin["data"]["quarantine"]]
@@ -144,9 +156,35 @@ def worse(inputs: Inputs) -> Inputs:
 
 
 def unmeasured(inputs: Inputs) -> Inputs:
-    held_out = {"num_holdout": 0, "holdout_correct": 0, "holdout_accuracy": None, "holdout_per_class": {}}
-    return {name: artifact for name, artifact in inputs.items() if name != "evaluate"} | {
-        "pseudo_label": changed(inputs["pseudo_label"], **held_out)
+    nothing = dict.fromkeys(("accuracy", "interval", "calibration", "pool", "more_labels"))
+    nothing |= {"num_holdout": 0, "num_wrong": 0, "per_class": [], "by_confidence": [], "along": {}}
+    trust = changed(inputs["trust"], **nothing, rank_correlation={}, verdict=verdict(0, 0))
+    chosen = {
+        name: changed(
+            artifact,
+            wrong=None,
+            mislabel=artifact.metrics["mislabel"] and {"auto": False, "used": 0.1, "evidence": None},
+        )
+        for name, artifact in inputs.items()
+        if "select:" in name
+    }
+    return {name: artifact for name, artifact in inputs.items() if name != "evaluate"} | {"trust": trust, **chosen}
+
+
+def label_free(inputs: Inputs) -> Inputs:
+    history = inputs["proxy"].table("history").rename_columns(["epoch", "loss", "best_loss"])
+    out = Output(inputs["ssl"].uri.replace("ssl", "cluster"))
+    part = out.write_table(history, "history")
+    manifest = {**inputs["ssl"].manifest, "stage": "cluster", "title": "cluster", "parts": [dataclasses.asdict(part)]}
+    inputs = {name: artifact for name, artifact in unmeasured(inputs).items() if name != "ssl"}
+    return inputs | {"cluster": Artifact(out.uri, manifest)}
+
+
+def chosen_here(inputs: Inputs) -> Inputs:
+    name = "select:semi_aum_cutoff"
+    found = inputs[name].metrics["mislabel"]
+    return inputs | {
+        name: changed(inputs[name], mislabel={**found, "auto": True, "used": found["evidence"]["fraction"]})
     }
 
 
@@ -167,6 +205,9 @@ def without_a_score(inputs: Inputs) -> Inputs:
         (worse, "semi_aum_cutoff and semi_dual_beta are worse than random of the same size by 40.2 points."),
         (unmeasured, "The coresets were not compared with random ones: what they are worth has not been measured."),
         (unmeasured, "no labels were held out"),
+        (unmeasured, "not measured No held-out label checks the pseudo-labels, so how many are right is not known."),
+        (label_free, "The clustering heads that made the pseudo-labels"),
+        (chosen_here, "from the hard end, chosen here (95 %: "),
         (one_seed, "One seed only, so no verdict"),
         (without_a_score, "This selector uses no score."),
     ],
@@ -177,16 +218,17 @@ def test_says_so_when(change: Callable[[Inputs], Inputs], said: str, inputs: Inp
 
 
 def test_a_class_that_was_never_predicted_has_its_row(inputs: Inputs, tmp_path: Path) -> None:
-    held_out = {**inputs["pseudo_label"].metrics["holdout_per_class"], "9": [0, 7]}
+    never_right = {"label": 9, "correct": 0, "total": 7, "interval": [0, 0.5]}
+    per_class = [row for row in inputs["trust"].metrics["per_class"] if row["label"] != 9] + [never_right]
     paid = inputs["pseudo_label"].table()
     never = np.where(paid["pseudo_label"].to_numpy() == 9, 3, paid["pseudo_label"].to_numpy())
     out = Output(str(tmp_path / "pseudo_label"))
     part = out.write_table(paid.set_column(1, "pseudo_label", pa.array(never)))
     manifest = {**inputs["pseudo_label"].manifest, "parts": [dataclasses.asdict(part)]}
-    changed_labels = changed(Artifact(out.uri, manifest), holdout_per_class=held_out)
-    _, twin = make(inputs | {"pseudo_label": changed_labels}, tmp_path / "report")
+    changes = {"pseudo_label": Artifact(out.uri, manifest), "trust": changed(inputs["trust"], per_class=per_class)}
+    _, twin = make(inputs | changes, tmp_path / "report")
     assert (len(twin["class_balance"]["pool"]), twin["class_balance"]["pool"][9]) == (10, 0)
-    assert twin["pseudo_labels"]["per_class"][-1] == {"class": "9", "correct": 0, "total": 7, "interval": ANY}
+    assert twin["trust"]["per_class"][-1] == {"class": "9", **never_right}
 
 
 def test_a_browser_shows_it(inputs: Inputs, tmp_path: Path) -> None:
@@ -202,7 +244,7 @@ def test_a_browser_shows_it(inputs: Inputs, tmp_path: Path) -> None:
     dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     found = re.search(r'data-probe="([^"]*)"', dom)
     assert found
-    assert json.loads(html.unescape(found[1])) == {"broken": 0, "loaded": [], "wide": False, "charts": 9}
+    assert json.loads(html.unescape(found[1])) == {"broken": 0, "loaded": [], "wide": False, "charts": 13}
     text = Page(dom).text
     assert twin["headline"] in text
     assert all(page.points(row["difference"]) in text for row in twin["accuracy"]["rows"] if row["is_coreset"])

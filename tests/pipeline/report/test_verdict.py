@@ -1,10 +1,8 @@
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from pipeline.report.verdict import compare, headline, wilson
+from pipeline.report.verdict import compare, headline
 
 
 def row(mean: float, std: float = 0.01, num_seeds: int = 3) -> dict[str, float]:
@@ -13,19 +11,6 @@ def row(mean: float, std: float = 0.01, num_seeds: int = 3) -> dict[str, float]:
 
 def coreset(name: str, mean: float, num_seeds: int = 3) -> dict[str, object]:
     return {"name": name, **compare(row(mean, num_seeds=num_seeds), row(0.9, num_seeds=num_seeds))}
-
-
-def test_wilson_against_published_values() -> None:
-    # Newcombe (1998), table I: 81/263 and 0/20.
-    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
-
-
-@given(st.integers(1, 10**7), st.data())
-def test_wilson_holds_the_fraction_inside_the_unit_interval(total: int, data: st.DataObject) -> None:
-    correct = data.draw(st.integers(0, total))
-    low, high = wilson(correct, total)
-    assert 0 <= low <= correct / total + 1e-12 and correct / total - 1e-12 <= high <= 1
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline.errors import UserError
 from pipeline.selectors import select
 
 GOLDEN = np.load(Path(__file__).parents[2] / "golden" / "dynamics_reference.npz")
@@ -25,3 +26,9 @@ def test_double_end_keeps_what_the_authors_code_keeps(m: float, r: float) -> Non
     table = pa.table({"sample_id": np.arange(400), "aum": GOLDEN["aum"]})
     kept = select(table, "double_end", keep_fraction=r, mislabel_fraction=m)
     assert kept.tolist() == GOLDEN[f"double_end_m{m}_r{r}"].tolist()
+
+
+def test_a_table_of_scores_cannot_choose_the_cut() -> None:
+    table = pa.table({"sample_id": np.arange(100), "aum": np.arange(100.0)})
+    with pytest.raises(UserError, match=r"mislabel_fraction='auto' is chosen from held-out labels, .* `semiprune run`"):
+        select(table, "double_end", keep_fraction=0.3, mislabel_fraction="auto")

@@ -1,0 +1,201 @@
+"""Stage `trust`: how far the pseudo-labels can be trusted, from the held-out labels, before anything is annotated."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline import counter, mislabel
+from pipeline.calibration import by_confidence, calibrate
+from pipeline.config import Config
+from pipeline.dynamics_store import DynamicsStore
+from pipeline.intervals import predicted, spearman, wilson
+from pipeline.learning_curve import learning_curve
+from pipeline.pseudo_label import Holdout
+from pipeline.reduce import Reduction
+from pipeline.resources import Resources
+from pipeline.score import ScoreConfig, store_of
+from pipeline.stage import Artifact, Output, Progress
+from pipeline.true_dynamics import store_uri
+from pipeline.verdict import verdict
+
+HARDER_SHARE = "harder_share:"
+"""Prefix of the columns that hold, of a held-out row, the share of the pool that a score takes for harder."""
+
+
+class TrustConfig(Config):
+    """No settings of its own. seed: of halves, folds and resamples."""
+
+    seed: int
+
+
+def run(
+    inputs: Mapping[str, Artifact], config: TrustConfig, out: Output, *, resources: Resources, progress: Progress
+) -> dict[str, Any]:
+    """Compare with the held-out labels; part: a row each, with sample_id, label, pseudo_label, confidence, wrong, and
+    for every score column c `harder_share:c`, `c`, and where the true labels were recorded `true:c`.
+
+    inputs: split, pseudo_label, proxy, score. Metrics: accuracy in all, per_class and by confidence; calibration; pool,
+    what is expected to be wrong in it; along, wrong rows along every score; rank_correlation of every score with the
+    one by true labels; more_labels, what they would bring; verdict. All numbers are fractions. What cannot be known is
+    None: without held-out rows, all of it.
+    """
+    holdout = Holdout.load(inputs["pseudo_label"])
+    num_samples, harder = inputs["score"].metrics["num_samples"], inputs["score"].metrics["harder"]
+    table = _predictions(holdout, inputs["pseudo_label"])
+    progress(1, 3, "steps")
+    shares = _pool_scores(inputs["score"], holdout.sample_ids, harder)
+    progress(2, 3, "steps")
+    truth = _true_scores(inputs, len(holdout.labels))
+    for name, values in {**shares, **truth}.items():
+        table = table.append_column(name, pa.array(values))
+    out.write_table(table)
+    progress(3, 3, "steps")
+
+    wrong, confidence = (table[name].to_numpy() for name in ("wrong", "confidence"))
+    total, num_wrong = len(wrong), int(wrong.sum())
+    num_train, draw = inputs["split"].metrics["num_train"], inputs["split"].manifest["config"]["settings"]["draw"]
+    half = counter.uniform(config.seed, "trust-half", 0, holdout.sample_ids) < 0.5
+    correlations = {
+        column: _correlation(table[column].to_numpy(), truth[f"true:{column}"])
+        for column in harder
+        if f"true:{column}" in truth
+    }
+    return {
+        "num_samples": num_samples,
+        "num_train": num_train,
+        "num_holdout": total,
+        "num_wrong": num_wrong,
+        "accuracy": 1 - num_wrong / total if total else None,
+        "interval": list(wilson(total - num_wrong, total)) if total else None,
+        "per_class": _per_class(holdout.labels, ~wrong),
+        "by_confidence": by_confidence(confidence, ~wrong),
+        "calibration": calibrate(holdout.logits, holdout.labels, half) if total else None,
+        "pool": expected_wrong(num_wrong, total, num_samples - num_train - total),
+        "along": {column: mislabel.tenths(shares[HARDER_SHARE + column], wrong) for column in harder} if total else {},
+        "rank_correlation": correlations,
+        "more_labels": _more_labels(holdout, num_wrong, config.seed),
+        "verdict": verdict(total - num_wrong, total, draw),
+    }
+
+
+def expected_wrong(wrong: int, seen: int, unknown: int) -> dict[str, Any] | None:
+    """How many pseudo-labels are wrong among `seen` held-out rows, of which `wrong` are, and `unknown` unlabelled ones.
+
+    The held-out rows of a set, of the pool or of a coreset, are a random sample of what is not labelled in it: neither
+    the models nor a selector can tell them from the others. So their rate is the others', for any selector, as long as
+    they had no part in choosing its options. None where no row of the set is held out.
+    """
+    if not seen:
+        return None
+    low, high = predicted(wrong, seen, unknown)
+    return {
+        "wrong": wrong,
+        "seen": seen,
+        "unknown": unknown,
+        "expected": wrong + wrong / seen * unknown,
+        "interval": [wrong + low, wrong + high],
+    }
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What other stages ask of the held-out rows. sample_ids: int64[h], ascending; wrong: bool[h]."""
+
+    sample_ids: NDArray[np.int64]
+    wrong: NDArray[np.bool_]
+    table: pa.Table
+
+    @staticmethod
+    def load(trust: Artifact) -> "HeldOut":
+        """Of the stage; h may be 0."""
+        table = trust.table()
+        return HeldOut(table["sample_id"].to_numpy(), table["wrong"].to_numpy(), table)
+
+    def harder_share(self, column: str) -> NDArray[np.float64]:
+        """Of each row the share of the pool that this score takes for harder, 0..1: [h]."""
+        share: NDArray[np.float64] = self.table[HARDER_SHARE + column].to_numpy()
+        return share
+
+
+def _predictions(holdout: Holdout, pseudo_label: Artifact) -> pa.Table:
+    """sample_id, label, pseudo_label, confidence and wrong of the held-out rows, in order of their ids."""
+    ids = pa.array(holdout.sample_ids)
+    columns = ["sample_id", "pseudo_label", "confidence"]
+    found = [part.filter(pc.is_in(part["sample_id"], ids)) for part in pseudo_label.tables(columns=columns)]
+    table = pa.concat_tables(found).sort_by("sample_id").combine_chunks()
+    assert table["sample_id"].to_pylist() == holdout.sample_ids.tolist()
+    guess = table["pseudo_label"].to_numpy()
+    return pa.table(
+        {
+            "sample_id": holdout.sample_ids,
+            "label": holdout.labels,
+            "pseudo_label": guess,
+            "confidence": table["confidence"].to_numpy(),
+            "wrong": guess != holdout.labels,
+        }
+    )
+
+
+def _pool_scores(score: Artifact, ids: NDArray[np.int64], harder: Mapping[str, str]) -> dict[str, NDArray[Any]]:
+    """Of the held-out ids the scores, and the share of the pool that is harder, half of the equals counted with it."""
+    held: dict[str, NDArray[Any]] = {}
+    for table in score.tables(columns=["sample_id", *harder]):
+        place = np.searchsorted(ids, table["sample_id"].to_numpy())
+        here = np.flatnonzero(np.isin(table["sample_id"].to_numpy(), ids))
+        for column in harder:
+            values = table[column].to_numpy()
+            held.setdefault(column, np.empty(len(ids), values.dtype))[place[here]] = values[here]
+    below = {column: np.zeros(len(ids)) for column in harder}
+    num_samples = 0
+    for table in score.tables(columns=list(harder)):
+        num_samples += table.num_rows
+        for column in harder:
+            values = np.sort(table[column].to_numpy())
+            below[column] += sum(np.searchsorted(values, held[column], side) for side in ("left", "right")) / 2
+    shares = {column: below[column] / num_samples for column in harder}
+    return held | {
+        HARDER_SHARE + column: 1 - shares[column] if end == "high" else shares[column] for column, end in harder.items()
+    }
+
+
+def _true_scores(inputs: Mapping[str, Artifact], num_holdout: int) -> dict[str, NDArray[np.float32]]:
+    """The scores of the held-out rows by their true labels, under `true:c`; those of embeddings are not among them."""
+    config = ScoreConfig.model_validate_json(json.dumps(inputs["score"].manifest["config"]))
+    requests = [request for request in config.requests() if store_of(request) == "proxy"]
+    if not num_holdout or not requests:
+        return {}
+    store = DynamicsStore(store_uri(f"{inputs['proxy'].uri}/dynamics"))
+    table = Reduction.of(store, requests).range(0, num_holdout)
+    return {f"true:{name}": table[name].to_numpy() for name in table.column_names if name != "sample_id"}
+
+
+def _correlation(scores: NDArray[np.float32], truth: NDArray[np.float32]) -> dict[str, Any] | None:
+    found = spearman(scores, truth)
+    return {"rho": found[0], "interval": list(found[1])} if found else None
+
+
+def _more_labels(holdout: Holdout, num_wrong: int, seed: int) -> dict[str, Any] | None:
+    """The probe's learning curve, and the accuracy with twice the labels if the model's errors fell as the probe's."""
+    if not len(holdout.labels):
+        return None
+    curve = learning_curve(holdout.features, holdout.labels, holdout.logits.shape[1], seed)
+    if curve is None:
+        return None
+    error = num_wrong / len(holdout.labels)
+    best, worst = (1 - error * left for left in curve["interval"])
+    return {**curve, "doubled": {"accuracy": 1 - error * curve["left"], "interval": [worst, best]}}
+
+
+def _per_class(labels: NDArray[np.int64], right: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    classes, place = np.unique(labels, return_inverse=True)
+    totals, corrects = np.bincount(place), np.bincount(place, weights=right).astype(np.int64)
+    return [
+        {"label": int(label), "correct": int(correct), "total": int(total), "interval": list(wilson(correct, total))}
+        for label, correct, total in zip(classes, corrects, totals, strict=True)
+    ]
