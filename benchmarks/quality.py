@@ -1,0 +1,183 @@
+"""What pseudo-labels and coresets are worth: `python -m benchmarks.quality DATA RUNS`; hours.
+
+DATA holds train-*.tar and test-*.tar, samples KEY.jpg + KEY.cls; RUNS gets the variants made from them and one run
+directory, so that a stopped study goes on and no training is done twice. For every variant, number of labels and
+algorithm: accuracy of the pseudo-labels on the whole pool, whose labels only this benchmark sees; then, for the first
+algorithm named, test accuracy of models trained on coresets of several sizes, chosen in several ways, against random
+ones, against the same ways with true labels, and against everything; `auto` beside a grid of mislabel fractions.
+
+Networks: `small` for CPU cores; `paper` as published (2605.23198, 2001.07685), for GPUs.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import numpy as np
+import pyarrow as pa
+
+from benchmarks.corrupt import corrupted, long_tailed, read
+from jobs.display import Display, table
+from pipeline import plan, tar
+from pipeline.duration import duration
+from pipeline.index import load_index
+from pipeline.recipe import Recipe
+from pipeline.run import environment, execute
+from pipeline.stage import Artifact
+
+VARIANTS = ("plain", "long_tailed_0.1", "long_tailed_0.01", "corrupted")
+GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+PER_SHARD = 2500
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "small": {
+        "ssl": {"model": {"name": "resnet9", "width": 16}, "steps": 6000, "lr": 0.06, "unlabelled_ratio": 3},
+        "proxy": {"model": {"name": "resnet9", "width": 16}, "epochs": 20, "lr": 0.1},
+        "final": {"model": {"name": "resnet9", "width": 16}, "epochs": 12, "lr": 0.1},
+        "min_steps": 2000,
+        "T": 20,
+    },
+    "paper": {
+        "ssl": {"model": {"name": "wrn_28_2"}, "steps": 2**17},
+        "proxy": {"model": {"name": "resnet18"}, "epochs": 200, "lr": 0.1},
+        "final": {"model": {"name": "resnet18"}, "epochs": 200, "lr": 0.1},
+        "min_steps": 30_000,
+        "T": 30,
+    },
+}
+
+
+def make(data: Path, out: Path, variant: str, images: int | None) -> Path:
+    """The shards of a variant, made once."""
+    folder = out / f"{variant}{'' if images is None else f'-{images}'}"
+    if (folder / "done").exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = sorted(str(path) for path in data.glob("train-*.tar"))
+    kind, _, amount = variant.rpartition("_")
+    samples = long_tailed(paths, float(amount)) if kind else corrupted(paths) if variant == "corrupted" else read(paths)
+    content = list(islice(samples, images))
+    for start in range(0, len(content), PER_SHARD):
+        members = []
+        for key, image, label in content[start : start + PER_SHARD]:
+            members += [(f"{key}.jpg", image), (f"{key}.cls", str(label).encode())]
+        (folder / f"train-{start // PER_SHARD:06d}.tar").write_bytes(tar.pack(members) + tar.END)
+    (folder / "done").touch()
+    return folder
+
+
+def selections(fractions: list[float], mislabel_fractions: Sequence[float | str]) -> list[dict[str, Any]]:
+    """Of every size: the two methods of SemiPrune, CCS and EL2N."""
+    found: list[dict[str, Any]] = []
+    for keep in fractions:
+        share = f"{100 * keep:g}"
+        for m in mislabel_fractions:
+            if m == "auto" or float(m) + keep <= 1:
+                options = {"score": "aum", "mislabel_fraction": m}
+                found.append({"name": f"aum-{m}-{share}", "selector": "double_end", "options": options})
+        found.append({"name": f"dual_beta-{share}", "selector": "dual_beta"})
+        found.append({"name": f"ccs-{share}", "selector": "ccs"})
+        found.append({"name": f"el2n-{share}", "selector": "top_k", "options": {"score": "el2n"}})
+        for one in found:
+            one.setdefault("keep_fraction", keep)
+    return found
+
+
+def recipe(options: argparse.Namespace, shards: Path, algorithm: str, labels: int | None, coresets: bool) -> Recipe:
+    """labels: how many are visible; None, all of them, which makes every pseudo-label a true one."""
+    network = NETWORKS[options.network]
+    steps = 1 if labels is None else options.steps or network["ssl"]["steps"]  # labels replace what it predicts
+    mislabel_fractions = (0.0,) if labels is None else ("auto", *GRID) if options.grid else ("auto",)
+    content: dict[str, Any] = {
+        "root": str(options.runs / "run"),
+        "data": {"shards": str(shards / "train-*.tar"), "num_classes": options.num_classes, "image_size": 32},
+        "split": {"num_labelled": labels, "holdout_fraction": 0.0 if labels is None else 0.2},
+        "ssl": {**network["ssl"], "steps": steps, "algorithm": algorithm, "batch_size": 64, "checkpoint_every": 250},
+        "proxy": {**network["proxy"], "batch_size": 128},
+        "score": {"aum": {}, "forgetting": {}, "el2n": {"num_epochs": 10}, "dual": {"T": network["T"], "J": 10}},
+        "select": selections(options.keep, mislabel_fractions),
+        "resources": {"num_workers": options.workers, "cpus_per_worker": options.threads},
+    }
+    if coresets:
+        content["evaluate"] = {
+            "test_shards": str(options.data / "test-*.tar"),
+            "seeds": options.seeds,
+            "min_steps": network["min_steps"],
+            "training": {**network["final"], "batch_size": 128},
+        }
+    return Recipe.model_validate_json(json.dumps(content))
+
+
+def run(wanted: Recipe, until: str | None = None) -> dict[str, Artifact]:
+    """The finished stages by title."""
+    stages = plan.build(wanted)
+    if until:
+        stages = plan.needed(stages, until)
+    with Display() as display:
+        done = execute(stages, wanted.root, wanted.resources, display, wanted.model_dump(mode="json"))
+    return {stage.title: artifact for stage, artifact in zip(stages, done, strict=True)}
+
+
+def pool_accuracy(done: dict[str, Artifact]) -> float:
+    """Of the pseudo-labels, over all rows whose label the algorithm has not seen."""
+    truth = load_index(done["index"], ["label"])["label"].fill_null(-1).to_numpy()
+    found: pa.Table = done["pseudo_label"].table()
+    unseen = ~np.isin(found["sample_id"].to_numpy(), done["split"].table()["sample_id"].to_numpy())
+    right = found["pseudo_label"].to_numpy() == truth[found["sample_id"].to_numpy()]
+    return float(right[unseen & (truth >= 0)].mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--network", choices=tuple(NETWORKS), default="small")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["plain"])
+    parser.add_argument("--algorithms", nargs="+", default=["fixmatch", "supervised"])
+    parser.add_argument("--labels", nargs="+", type=int, default=[4000])
+    parser.add_argument("--keep", nargs="+", type=float, default=[0.5, 0.3, 0.1])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--grid", action="store_true", help="mislabel fractions besides the automatic one")
+    parser.add_argument("--no-coresets", action="store_true", help="pseudo-labels alone")
+    parser.add_argument("--images", type=int, help="of the variant; all of them otherwise")
+    parser.add_argument("--steps", type=int, help="of the semi-supervised training")
+    parser.add_argument("--num-classes", type=int, default=10)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    options.data, options.runs = options.data.resolve(), options.runs.resolve()
+    facts = environment()
+    versions = ", ".join(f"{name} {version}" for name, version in facts["libraries"].items())
+    print(f"{facts['cores']} cores, {versions}, commit {facts['commit']}")
+    pseudo_labels, accuracies, times = [], [], []
+    for variant in options.variants:
+        shards = make(options.data, options.runs / "data", variant, options.images)
+        for labels in options.labels:
+            for place, algorithm in enumerate(options.algorithms):
+                coresets = not options.no_coresets and place == 0
+                wanted = recipe(options, shards, algorithm, labels, coresets)
+                done = run(wanted, None if coresets else "pseudo_label")
+                pseudo_labels.append([variant, f"{labels:,}", algorithm, f"{pool_accuracy(done):.2%}"])
+                rows = {f"{labels:,} labels": done}
+                if coresets:
+                    rows["true labels"] = run(recipe(options, shards, "supervised", None, True))
+                for source, stages in rows.items():
+                    for title, artifact in stages.items():
+                        times.append([variant, source, algorithm, title, duration(artifact.manifest["seconds"])])
+                    if "evaluate" in stages:
+                        for row in stages["evaluate"].metrics["rows"]:
+                            value = f"{row['mean']:.2%} ± {row['std']:.2%}"
+                            accuracies.append([variant, source, row["subset"], f"{row['num_samples']:,}", value])
+    table("Pseudo-labels that are right", ["variant", "labels", "algorithm", "of the unlabelled"], pseudo_labels)
+    table("Test accuracy", ["variant", "dynamics from", "trained on", "images", "accuracy"], accuracies)
+    table("Time", ["variant", "labels", "algorithm", "stage", "time"], times)
+
+
+if __name__ == "__main__":
+    main()
