@@ -10,6 +10,11 @@ import torch
 from torch import distributed, nn
 
 
+def world_size() -> int:
+    """How many ranks there are."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     """`tensor` summed elementwise over all ranks, in place."""
     if distributed.is_initialized():
@@ -32,3 +37,19 @@ def share_buffers(module: nn.Module) -> None:
     if distributed.is_initialized():
         for buffer in module.buffers():
             distributed.broadcast(buffer, src=0)
+
+
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """The rows of all ranks, which hold equally many each, one after the other; gradients reach this rank's own."""
+    if not distributed.is_initialized():
+        return rows
+    first = distributed.get_rank() * len(rows)
+    everyone = rows.new_empty((world_size() * len(rows), *rows.shape[1:]))
+    distributed.all_gather_single(everyone, rows.detach().contiguous())
+    everyone[first : first + len(rows)] = rows
+    return everyone
+
+
+def own_rows(rows: torch.Tensor) -> torch.Tensor:
+    """This rank's part of what `gather_rows` gave."""
+    return rows.chunk(world_size())[distributed.get_rank()] if distributed.is_initialized() else rows

@@ -6,10 +6,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import distributed, nn
+from torch import nn
 
 from models.augment import AugmentConfig, Draw, strong, weak
 from models.batch import Batch
+from models.distributed import gather_rows, world_size
 from models.precision import Precision, autocast
 
 
@@ -61,7 +62,7 @@ class Step:
         ids = torch.from_numpy(self.unlabelled.sample_ids).to(device, non_blocking=True)
         valid = torch.cat([self.labelled.valid, self.unlabelled.valid]).to(device, non_blocking=True)
         numbers = torch.cat([self.labelled.labels, ids]).masked_fill(~valid, -1)
-        return self.gather(numbers).view(-1, len(numbers))
+        return gather_rows(numbers).view(-1, len(numbers))
 
     def draw(self, purpose: str, batch: Batch) -> Draw:
         """Random numbers of this step for the rows of `batch`."""
@@ -84,33 +85,15 @@ class Step:
         """Probabilities, float32 [.., C], of all ranks' views, without gradient."""
         with autocast(self.precision, views.device):
             logits = (self.model if network == "model" else self.ema)(views)
-        return self.gather(logits.softmax(dim=1))
+        return gather_rows(logits.softmax(dim=1))
 
     def logits(self, *views: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Logits, float32 [.., C], of the network to train for all ranks' views of each kind: one forward pass."""
         images = torch.cat(views)
         with autocast(self.precision, images.device):
             logits = self.model(images)
-        kinds = self.gather(logits).view(-1, *logits.shape).split([len(view) for view in views], dim=1)
+        kinds = gather_rows(logits).view(-1, *logits.shape).split([len(view) for view in views], dim=1)
         return tuple(kind.flatten(0, 1) for kind in kinds)
-
-    @staticmethod
-    def gather(rows: torch.Tensor) -> torch.Tensor:
-        """The rows of all ranks, which hold equally many each, one after the other; gradients reach one's own."""
-        if not distributed.is_initialized():
-            return rows
-        first, world_size = distributed.get_rank() * len(rows), distributed.get_world_size()
-        everyone = rows.new_empty((world_size * len(rows), *rows.shape[1:]))
-        distributed.all_gather_into_tensor(everyone, rows.detach().contiguous())
-        everyone[first : first + len(rows)] = rows
-        return everyone
-
-    @staticmethod
-    def own(rows: torch.Tensor) -> torch.Tensor:
-        """This rank's part of the rows of all."""
-        if not distributed.is_initialized():
-            return rows
-        return rows.chunk(distributed.get_world_size())[distributed.get_rank()]
 
 
 def evened(batch: Batch) -> Batch:
@@ -118,8 +101,7 @@ def evened(batch: Batch) -> Batch:
 
     In the latter case some have a row less, and get a padding one.
     """
-    world_size = distributed.get_world_size() if distributed.is_initialized() else 1
-    num_rows = -(-batch.num_valid_global // world_size)
+    num_rows = -(-batch.num_valid_global // world_size())
     if num_rows <= len(batch.images):
         return batch
     rows = np.arange(num_rows) % len(batch.images)

@@ -20,7 +20,7 @@ class FreeMatch(Algorithm):
     class Options(Algorithm.Options):
         """Settings of FreeMatch."""
 
-        momentum: float = Field(default=0.999, gt=0, lt=1, description="of the running statistics; short runs need less")
+        momentum: float = Field(default=0.999, gt=0, lt=1, description="of running statistics; short runs need less")
         fairness_weight: float = Field(default=0.01, ge=0, description="of the fairness loss")
 
     def __init__(self, options: Any, num_classes: int, num_samples: int) -> None:

@@ -13,6 +13,7 @@ from pydantic import Field
 from scipy.special import betaincinv
 from torch.nn import functional
 
+from models.distributed import gather_rows, own_rows
 from models.ssl import Algorithm, Losses, Step, mean, ramp, sharpen
 
 
@@ -38,13 +39,13 @@ class MixMatch(Algorithm):
         sizes = [len(view) for view in views]
         guess = sharpen((step.predict(views[1]) + step.predict(views[2])) / 2, self.options.temperature)
         known = functional.one_hot(step.labels.clamp(min=0), self.num_classes).float()
-        images, target = torch.cat(views), torch.cat([step.own(rows) for rows in (known, guess, guess)])
+        images, target = torch.cat(views), torch.cat([own_rows(rows) for rows in (known, guess, guess)])
         rest, partner = (torch.from_numpy(part).to(images.device, non_blocking=True) for part in self._mixture(step))
         images = images.lerp(images[partner], rest[:, None, None, None])
         target = target.lerp(target[partner], rest[:, None])
 
         labelled, *unlabelled = step.logits(*images.split(sizes))
-        known, *guesses = (step.gather(rows) for rows in target.split(sizes))
+        known, *guesses = (gather_rows(rows) for rows in target.split(sizes))
         losses = functional.cross_entropy(labelled, known, reduction="none")
         distances = sum((z.softmax(1) - q).square().mean(1) for z, q in zip(unlabelled, guesses, strict=True)) / 2
         weight = ramp(step, self.options.ramp) * step.valid

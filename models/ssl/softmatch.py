@@ -20,7 +20,7 @@ class SoftMatch(Algorithm):
         """Settings of SoftMatch."""
 
         n_sigma: float = Field(default=2.0, gt=0, description="how fast weights fall, in standard deviations")
-        momentum: float = Field(default=0.999, gt=0, lt=1, description="of the running statistics; short runs need less")
+        momentum: float = Field(default=0.999, gt=0, lt=1, description="of running statistics; short runs need less")
 
     def __init__(self, options: Any, num_classes: int, num_samples: int) -> None:
         super().__init__(options, num_classes, num_samples)
