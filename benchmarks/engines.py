@@ -18,7 +18,7 @@ from pipeline.storage import join
 
 T, J = 30, 10
 
-MEMORY = "14GB"
+MEMORY = "12GB"
 """Of DuckDB, which puts what is more on disk where it can; Polars takes less."""
 
 OutOfMemory = duckdb.OutOfMemoryException

@@ -3,7 +3,8 @@
     python -m benchmarks.reduce [--samples N --epochs E --ranks R --keep FOLDER]     every line in turns, medians
     python -m benchmarks.reduce --linear                                             time per record as N and E grow
 
-Ours runs as the product does, a task per range of whole blocks that opens the store anew, in processes that are warm.
+Ours runs as the product does: a task per range of whole blocks, which opens the store anew and leaves its scores in a
+file, in processes that are warm; the files are then one table.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -23,6 +24,7 @@ from statistics import median
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import feather
 
 from benchmarks import engines
 from benchmarks.synthetic import make
@@ -31,6 +33,8 @@ from pipeline.reduce import Reduction, lacking, reduce_store
 from pipeline.score import cut
 from pipeline.scores import SCORES, Request, requests
 from pipeline.storage import join
+
+Formulation = Callable[[DynamicsStore], pa.Table]
 
 CORES = os.cpu_count() or 1
 FEW = requests(["aum", "forgetting", "dual"], {"dual": {"T": engines.T, "J": engines.J}})
@@ -43,8 +47,19 @@ def every(store: DynamicsStore) -> list[Request]:
     return requests([*names, *variant], variant)
 
 
-def scores(ids: tuple[int, int], reduction: Reduction) -> pa.Table:
-    return reduction.range(*ids)
+def scores(ids: tuple[int, int], reduction: Reduction, folder: str) -> str:
+    """The file with the scores of a range."""
+    name = f"{folder}/{ids[0]}-{len(reduction.requests)}.arrow"
+    feather.write_feather(reduction.range(*ids), name, compression="uncompressed")
+    return name
+
+
+def gathered(files: Iterable[str]) -> pa.Table:
+    return pa.concat_tables([feather.read_table(file, memory_map=True) for file in files])
+
+
+def by_tasks(pool: ProcessPoolExecutor, reduction: Reduction, folder: str) -> pa.Table:
+    return gathered(pool.map(partial(scores, reduction=reduction, folder=folder), ranges(reduction.store)))
 
 
 def floor(ids: tuple[int, int], store: DynamicsStore, takes: Mapping[int, Sequence[str]]) -> int:
@@ -104,22 +119,29 @@ def same(ours: pa.Table, theirs: pa.Table) -> bool:
     return True
 
 
-def fastest(store: DynamicsStore, ours: pa.Table, engine: str, only: str | None) -> Callable[[DynamicsStore], pa.Table]:
-    """The formulation that is fastest at its second try; AssertionError if one gives other scores."""
+def fastest(store: DynamicsStore, ours: pa.Table, engine: str, only: str | None) -> Formulation | None:
+    """The formulation that is fastest at its second try, each in a process of its own; its scores must be ours."""
     tried = {}
     for formulation in engines.FORMULATIONS[engine]:
         if only and formulation.__name__ not in only.split(","):
             continue
-        try:
-            assert same(ours, formulation(store)), f"{formulation.__name__} disagrees with ours"
-        except engines.OutOfMemory:
-            print(f"  {formulation.__name__:16}  more than {engines.MEMORY}", flush=True)
-            continue
-        start = time.perf_counter()
-        formulation(store)
-        tried[formulation] = time.perf_counter() - start
-        print(f"  {formulation.__name__:16}{tried[formulation]:8.2f} s  same scores", flush=True)
-    return min(tried, key=lambda formulation: tried[formulation])
+        with processes(1) as pool:
+            try:
+                seconds, gigabytes = pool.submit(second_try, formulation, store, ours).result()
+            except engines.OutOfMemory:
+                print(f"  {formulation.__name__:16}  more than {engines.MEMORY}", flush=True)
+                continue
+        tried[formulation] = seconds
+        print(f"  {formulation.__name__:16}{seconds:8.2f} s  same scores{gigabytes:6.1f} GB", flush=True)
+    return min(tried, key=lambda formulation: tried[formulation], default=None)
+
+
+def second_try(formulation: Formulation, store: DynamicsStore, ours: pa.Table) -> tuple[float, float]:
+    """Seconds, and GB of memory at most."""
+    assert same(ours, formulation(store)), f"{formulation.__name__} disagrees with ours"
+    start = time.perf_counter()
+    formulation(store)
+    return time.perf_counter() - start, _status("VmHWM") / 1000
 
 
 def compare(store: DynamicsStore, repeat: int, only: str | None) -> None:
@@ -131,8 +153,9 @@ def compare(store: DynamicsStore, repeat: int, only: str | None) -> None:
     print(f"all scores: {', '.join(request.name for request in many.requests)}\n")
     ours = reduce_store(store.uri, FEW)
     print("formulations:")
-    chosen = {engine: fastest(store, ours, engine, only) for engine in engines.FORMULATIONS}
-    with processes() as pool:
+    fast = {engine: fastest(store, ours, engine, only) for engine in engines.FORMULATIONS}
+    chosen = {engine: formulation for engine, formulation in fast.items() if formulation}
+    with processes() as pool, tempfile.TemporaryDirectory() as folder:
         parts = ranges(store)
 
         def tasks(function: Callable[..., object], *arguments: object, **settings: object) -> Callable[[], object]:
@@ -142,11 +165,11 @@ def compare(store: DynamicsStore, repeat: int, only: str | None) -> None:
             "files read, no more": tasks(plain_read, names),
             "plain pyarrow.parquet": tasks(plain_decode, names),
             "floor, 3 scores": tasks(floor, parts, store=store, takes=few.takes),
-            "ours, 3 scores": tasks(scores, parts, reduction=few),
+            "ours, 3 scores": lambda: by_tasks(pool, few, folder),
             "floor, all scores": tasks(floor, parts, store=store, takes=many.takes),
-            "ours, all scores": tasks(scores, parts, reduction=many),
+            "ours, all scores": lambda: by_tasks(pool, many, folder),
             "compute_scores, 3": lambda: reduce_store(store.uri, FEW),
-            "ours, 3, one core": lambda: [scores(ids, few) for ids in parts],
+            "ours, 3, one core": lambda: [few.range(*ids) for ids in parts],
             **{formulation.__name__: partial(formulation, store) for formulation in chosen.values()},
         }
         seconds = in_turns(jobs, repeat)
@@ -168,18 +191,14 @@ def linear(folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=folder) as uri:
             store = make(uri, n, epochs, ranks)
             size = sum(part.bytes for commit in store.commits for part in commit.files)
-            with processes() as pool:
+            with processes() as pool, tempfile.TemporaryDirectory() as results:
                 jobs = {
-                    str(len(asked)): partial(_run, pool, store, Reduction.of(store, asked))
+                    str(len(asked)): partial(by_tasks, pool, Reduction.of(store, asked), results)
                     for asked in (FEW, every(store))
                 }
                 taken = [median(seconds) for seconds in in_turns(jobs, 3).values()]
             figures = "".join(f"{x:{w}.2f}{x / n / epochs * 1e9:11.2f}" for x, w in zip(taken, (8, 9), strict=True))
             print(f"{n:12,}{epochs:8}{ranks:7}{size / 1e9:7.1f}{figures}", flush=True)
-
-
-def _run(pool: ProcessPoolExecutor, store: DynamicsStore, reduction: Reduction) -> None:
-    list(pool.map(partial(scores, reduction=reduction), ranges(store)))
 
 
 def memory(store: DynamicsStore, asked: Sequence[Request]) -> str:

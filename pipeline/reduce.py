@@ -18,10 +18,10 @@ from pipeline.windows import Windows
 CHUNK = 1 << 15
 """Ids that the scores take in at a time, so that what they work on stays in a core's cache."""
 
-READ_BYTES = 1 << 24
+READ_BYTES = 1 << 25
 """Decoded columns that are held at a time: of so many blocks that TOGETHER epochs fit, or more epochs of fewer ids."""
 
-TOGETHER = 8
+TOGETHER = 16
 """Epochs that a chunk takes in at a time, so that its state comes into the cache once for all of them."""
 
 WORTH_PROCESSES = 1 << 27
@@ -83,7 +83,7 @@ class Reduction:
         chunks = [_Chunk(self, stop - start) for start, stop in cuts]
         epochs = list(self.takes)
         group = max(1, READ_BYTES // max(1, self._bytes * (high - low)))
-        rooms: list[dict[str, NDArray[Any]]] = [{} for _ in range(group)]
+        rooms: list[dict[str, NDArray[Any]]] = [{} for _ in epochs[:group]]
         for first in range(0, len(epochs), group):
             read = {
                 epoch: self.store.read(epoch, low, high, self.takes[epoch], into=room)
@@ -114,7 +114,7 @@ class _Chunk:
         records = Records(epoch, slice(None), columns)
         for J, (windows, stop) in self._windows.items():
             if epoch < stop:
-                records.windows[J] = windows.push(records["p_label"], records.rows)
+                records.windows[J] = windows.push(records.float64("p_label"), records.rows)
         for kernel, epochs, _ in self._kernels:
             if epoch in epochs:
                 kernel.update(records)

@@ -40,15 +40,16 @@ class Records:
     rows: Rows
     columns: Mapping[str, NDArray[Any]]
     windows: dict[int, Window] = field(default_factory=dict)
-    _converted: dict[str, NDArray[Any]] = field(default_factory=dict, init=False, repr=False)
+    _float64: dict[str, NDArray[np.float64]] = field(default_factory=dict, init=False, repr=False)
 
     def __getitem__(self, column: str) -> NDArray[Any]:
-        """A column to be summed: numbers as float64, converted once for all scores; others as they are."""
-        if column not in self._converted:
-            values = self.columns[column]
-            number = values.ndim == 1 and values.dtype == np.float32
-            self._converted[column] = values.astype(np.float64) if number else values
-        return self._converted[column]
+        return self.columns[column]
+
+    def float64(self, column: str) -> NDArray[np.float64]:
+        """Numbers of a column that several scores add up, converted once for all of them."""
+        if column not in self._float64:
+            self._float64[column] = self.columns[column].astype(np.float64)
+        return self._float64[column]
 
 
 class Score(Component, ABC):
@@ -87,9 +88,11 @@ class Score(Component, ABC):
 
     def result(self) -> dict[str, NDArray[np.float32]]:
         """f32[n] for every column of `harder`; NaN where there was no record."""
-        known = self.count[:] > 0
-        with np.errstate(invalid="ignore", divide="ignore"):  # 0 / 0 is the NaN of an example without records
-            return {name: np.where(known, x, np.nan).astype(np.float32) for name, x in self.values().items()}
+        with np.errstate(invalid="ignore", divide="ignore"):  # 0 / 0, of an example without records
+            found = {name: values.astype(np.float32) for name, values in self.values().items()}
+        for values in found.values():
+            values[self.count[:] == 0] = np.nan
+        return found
 
     @abstractmethod
     def add(self, records: Records) -> None:

@@ -29,9 +29,9 @@ class AumLogit(Score):
     def add(self, records: Records) -> None:
         """Add one epoch's margin."""
         with np.errstate(divide="ignore", over="ignore", under="ignore"):  # 0 and inf are cut below
-            margin = records.columns["p_label"] / records.columns["p_other"]
+            margin = records["p_label"] / records["p_other"]
             np.log(margin, out=margin)
-        np.clip(margin, -LIMIT, LIMIT, out=margin)
+        margin.clip(-LIMIT, LIMIT, out=margin)
         self._sum[records.rows] += margin
 
     def values(self) -> dict[str, NDArray[np.float64]]:

@@ -21,7 +21,7 @@ class Confidence(Score):
 
     def add(self, records: Records) -> None:
         """Add one epoch's probability."""
-        self._sum[records.rows] += records["p_label"]
+        self._sum[records.rows] += records.float64("p_label")
 
     def values(self) -> dict[str, NDArray[np.float64]]:
         """Column confidence."""

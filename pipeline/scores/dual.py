@@ -45,7 +45,7 @@ class Dual(Score):
     def add(self, records: Records) -> None:
         """Add a record and the window that it completes; before it does, its norm is 0."""
         window = records.windows[self.options.J]
-        self._sum[records.rows] += records["p_label"]
+        self._sum[records.rows] += records.float64("p_label")
         self._windows[records.rows] += window.norm * (1 - window.mean)
 
     def values(self) -> dict[str, NDArray[np.float64]]:

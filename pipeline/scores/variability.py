@@ -25,7 +25,7 @@ class Variability(Score):
 
     def add(self, records: Records) -> None:
         """Add one epoch's difference to the first, and its square."""
-        rows, p = records.rows, records["p_label"]
+        rows, p = records.rows, records.float64("p_label")
         first, new = self._first[rows], self.count[rows] == 1
         if np.any(new):
             np.copyto(first, p, where=new)

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline import dynamics, storage
+from pipeline import dynamics, epoch_file, storage
 from pipeline.dynamics import DynamicsWriter
 from pipeline.dynamics_store import DynamicsStore
 from pipeline.epoch_file import EpochFile, encode
@@ -197,10 +197,15 @@ def test_a_file_without_records_is_verified_too(tmp_path: Path) -> None:
             DynamicsStore(str(tmp_path)).read(0, 0, 3, ["p_label"])
 
 
-@given(st.sets(st.integers(0, 500)), st.sampled_from([1, 2, 8, 64, 512, 1024]), st.data())
+@given(
+    st.sets(st.integers(0, 500)),
+    st.sampled_from([1, 2, 8, 64, 512, 1024]),
+    st.sampled_from([1, 1000, 1 << 20]),
+    st.data(),
+)
 @settings(max_examples=60, deadline=None)
 def test_blocks_are_the_multiples_of_the_span_and_any_cut_comes_back(
-    tmp_path_factory: pytest.TempPathFactory, some: set[int], span: int, data: st.DataObject
+    tmp_path_factory: pytest.TempPathFactory, some: set[int], span: int, read_bytes: int, data: st.DataObject
 ) -> None:
     ids = np.array(sorted(some), dtype=np.int64)
     values = np.sqrt(ids + 1, dtype=np.float32)
@@ -212,21 +217,26 @@ def test_blocks_are_the_multiples_of_the_span_and_any_cut_comes_back(
     assert len(np.unique(ids // span)) == len(file.first)
     low = data.draw(st.integers(0, 510))
     high = data.draw(st.integers(low, 510))
-    blocks: list[Any] = list(file.blocks(["p_label"], low, high))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(epoch_file, "READ_BYTES", read_bytes)
+        blocks: list[Any] = list(file.blocks(["p_label"], low, high))
     assert all(len(found) == len(columns["p_label"]) for found, columns in blocks)
     expected = (ids >= low) & (ids < high)
     assert [i for found, _ in blocks for i in found] == ids[expected].tolist()
     assert [v for _, columns in blocks for v in columns["p_label"]] == values[expected].tolist()
 
 
-def test_a_reader_of_some_ids_reads_only_their_blocks(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_a_reader_of_some_ids_reads_only_their_blocks_in_one_piece(
+    recorded: Path, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = DynamicsStore(copy(recorded, "memory://blocks"))
     read, asked = storage.read_range, []
     monkeypatch.setattr(storage, "read_range", lambda *a: asked.append(a[2]) or read(*a))
-    store.read(0, store.span, 2 * store.span, ["p_label"])
+    store.read(0, store.span, min((1 + blocks) * store.span, N), ["p_label"])
     footers = [part.bytes - footer["start"] for part, footer in zip(*_first(store), strict=True)]
-    blocks = [file._ends[2] - file._ends[1] for file in store.files(0)]
-    assert sorted(asked) == sorted([*footers, *blocks])
+    wanted = [file._ends[1 + blocks] - file._ends[1] for file in store.files(0)]
+    assert sorted(asked) == sorted([*footers, *wanted])
 
 
 def _first(store: DynamicsStore) -> tuple[tuple[Part, ...], Any]:

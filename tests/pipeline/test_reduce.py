@@ -155,13 +155,20 @@ def test_several_scores_in_one_pass_are_those_of_single_passes(store: str, expec
 
 
 @pytest.mark.parametrize(
-    ("cut", "chunk", "read_bytes"),
-    [(400, 23, 1 << 28), (31, 400, 1 << 28), (200, 1, 1), (57, 16, 40_000), (100, 7, 200_000)],
+    ("cut", "chunk", "read_bytes", "together"),
+    [(400, 23, 1 << 28, 16), (31, 400, 1 << 28, 1), (200, 1, 1, 3), (57, 16, 40_000, 16), (100, 7, 200_000, 40)],
 )
 def test_any_cut_gives_the_same_bytes(
-    store: str, expected: pa.Table, cut: int, chunk: int, read_bytes: int, monkeypatch: pytest.MonkeyPatch
+    store: str,
+    expected: pa.Table,
+    cut: int,
+    chunk: int,
+    read_bytes: int,
+    together: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(reduce, "CHUNK", chunk)
+    monkeypatch.setattr(reduce, "TOGETHER", together)
     monkeypatch.setattr(reduce, "READ_BYTES", read_bytes)
     reduction = reduce.Reduction.of(DynamicsStore(store), requests(VARIANTS, OPTIONS))
     parts = [reduction.range(low, min(low + cut, 400)) for low in range(0, 400, cut)]
@@ -177,6 +184,17 @@ def test_any_ranks_batches_and_blocks_give_the_same_bytes(tmp_path: Path, monkey
         tables.append(compute_scores(uri, NAMES, **options))
         spans.add(DynamicsStore(uri).span)
     assert len(spans) > 3 and all(table.equals(tables[0]) for table in tables)
+
+
+@pytest.mark.slow
+def test_processes_give_the_same_bytes(store: str, expected: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reduce, "WORTH_PROCESSES", 1)
+    found = DynamicsStore(store)
+    found.span = 64  # ranges of whole blocks are a matter of speed
+    steps: list[tuple[int, int, str]] = []
+    reduction = reduce.Reduction.of(found, requests(VARIANTS, OPTIONS))
+    assert reduce.reduce_all(reduction, lambda *step: steps.append(step)).equals(expected)
+    assert len(steps) > 1 and [done for done, _, _ in steps] == list(range(1, steps[0][1] + 1))
 
 
 def test_a_range_is_a_slice_of_the_whole(store: str, expected: pa.Table) -> None:

@@ -1,4 +1,4 @@
-"""Windows against numpy's own mean and std of every example's last J values."""
+"""Counts; and windows against numpy's own mean and std of every example's last J values."""
 
 from typing import Any
 
@@ -8,7 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.windows import Windows
+from pipeline.windows import Counts, Windows
+
+
+@given(st.lists(st.sampled_from(["all", "a run", "some", "nobody"]), max_size=8), st.integers(1, 9), st.randoms())
+def test_counts_are_one_number_until_somebody_misses_one(kinds: list[str], n: int, random: Any) -> None:
+    counts, expected = Counts(n), np.zeros(n, dtype=int)
+    for kind in kinds:
+        some = np.array(sorted(random.sample(range(n), random.randint(0, n))), dtype=np.int64)
+        rows: Any = {"all": slice(None), "a run": slice(0, n - 1), "some": some, "nobody": some[:0]}[kind]
+        counts.add(rows)
+        expected[rows] += 1
+        assert (np.broadcast_to(counts[rows], len(expected[rows])) == expected[rows]).all()
+        assert (np.broadcast_to(counts[:], n) == expected).all()
+    assert isinstance(counts[:], int) == (set(kinds) <= {"all"})
 
 
 def histories(kind: str, epochs: int, n: int, seed: int) -> NDArray[np.float32]:

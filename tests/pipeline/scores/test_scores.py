@@ -82,7 +82,7 @@ def score(name: str, past: History, prepared: Any = None, **options: Any) -> dic
         present = past.present[epoch]
         rows = slice(None) if present.all() else np.flatnonzero(present)
         columns = {column: past.columns[column][epoch][rows] for column in request.score.reads}
-        found = {windows.J: windows.push(columns["p_label"], rows)} if windows else {}
+        found = {windows.J: windows.push(columns["p_label"].astype(np.float64), rows)} if windows else {}
         kernel.update(Records(epoch, rows, columns, found))
     return kernel.result()
 
@@ -330,6 +330,14 @@ def test_what_was_pushed_is_not_changed(name: str) -> None:
     before = {column: values.copy() for column, values in past.columns.items()}
     score(name, past)
     assert all((values == before[column]).all() for column, values in past.columns.items())
+
+
+def test_scores_that_add_up_a_column_share_its_float64() -> None:
+    column = np.array([0.1, 0.7], dtype=np.float32)
+    records = Records(0, slice(None), {"p_label": column})
+    assert records["p_label"] is column
+    assert records.float64("p_label") is records.float64("p_label")
+    assert records.float64("p_label").dtype == np.float64 and (records.float64("p_label") == column).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
