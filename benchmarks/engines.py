@@ -160,6 +160,7 @@ def _sql(*statements: str) -> pa.Table:
     """Of the last one."""
     with tempfile.TemporaryDirectory() as folder, duckdb.connect() as connection:
         connection.execute("SET preserve_insertion_order = false")
+        connection.execute("SET enable_progress_bar = false")
         connection.execute(f"SET memory_limit = '{MEMORY}'")
         connection.execute(f"SET temp_directory = '{folder}'")
         for statement in statements[:-1]:
