@@ -141,10 +141,11 @@ class OneOfTwo(threading.local):
 
 def test_two_ranks_train_what_one_trains_up_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     here, store = OneOfTwo(), distributed.HashStore()
+    trainers = [trainer() for _ in range(WORLD)]  # not in the threads, which share torch's random numbers
 
     def work(rank: int) -> dict[str, Any]:
         here.join(store, rank)
-        one = trainer()
+        one = trainers[rank]
         losses = [one.train_epoch(epoch, batches(epoch, rank, WORLD, UNEVEN)) for epoch in range(2)]
         return {"losses": losses, "state": one.state(), "shares": one.shares}
 
