@@ -24,7 +24,8 @@ def connected(resources: Resources) -> Iterator[None]:
     if not address:
         # A private Ray whose head is gone does not come back: do not wait a minute for it.
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "20")
-        # A process of every training that looks out for spot instances about to be taken away.
+        # Not a process for every core before one is asked for, and none that looks out for spot instances being taken.
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         if "RAY_AUTH_MODE" not in os.environ:
             os.environ["RAY_AUTH_MODE"] = "token"

@@ -249,6 +249,7 @@ def test_the_requester_pays_for_every_request(store: Proxy, monkeypatch: pytest.
     assert {request.headers.get("x-amz-request-payer") for request in store.requests} == {"requester"}
 
 
+@pytest.mark.slow
 def test_reads_are_right_at_200_random_faults(store: Proxy) -> None:
     """One to three faults in a row, of every kind, at any byte: the bytes come, all and right."""
     chance = random.Random(0)

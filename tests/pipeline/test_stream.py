@@ -239,6 +239,7 @@ def test_random_crops_belong_to_the_sample_and_the_epoch(samples: Samples) -> No
         assert len(same) == N and np.mean(same) < 0.2
 
 
+@pytest.mark.slow
 def test_two_hundred_faults_of_a_store_lose_nothing(
     samples: Samples,
     expected: np.ndarray,
@@ -344,6 +345,7 @@ def test_what_is_read_ahead_is_bounded_and_an_abandoned_epoch_ends_its_threads(
     assert threads() == []
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_over_twenty_epochs(samples: Samples) -> None:
     large = replace(samples, size=128)
     process, seen = psutil.Process(os.getpid()), []
