@@ -42,7 +42,7 @@ def show(artifacts: Sequence[Artifact]) -> None:
 def _show_trust(artifact: Artifact) -> None:
     metrics = artifact.metrics
     verdict, pool, more = (metrics[name] for name in ("verdict", "pool", "more_labels"))
-    typer.echo(f"Trust: {verdict['level']}; {verdict['why']}")
+    typer.echo(f"Verdict: {verdict['level']}; {verdict['why']}")
     if verdict["caveat"]:
         typer.echo(f"Mind that {verdict['caveat']}")
     if pool:

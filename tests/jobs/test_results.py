@@ -32,8 +32,8 @@ def trusted(correct: int, total: int, more: float | None = None, draw: str = "un
 def test_trust_is_said_with_its_numbers(capsys: Out) -> None:
     show([trusted(583, 800, more=0.76)])
     assert capsys.readouterr().out.splitlines() == [
-        "Trust: label more; 583 of 800 held-out pseudo-labels are right, so 70% to 76% of all (95%), less than the 80% "
-        "that trust asks for",
+        "Verdict: label more; 583 of 800 held-out pseudo-labels are right, so 70% to 76% of all (95%), less than the "
+        "80% that trust asks for",
         "Wrong pseudo-labels: 12,694 (11,319 to 14,173) of 46,800 expected; twice the labels: 76% right or more, by a "
         "probe",
     ]
@@ -42,14 +42,15 @@ def test_trust_is_said_with_its_numbers(capsys: Out) -> None:
 def test_without_a_probe_nothing_is_said_of_more_labels_and_a_caveat_is(capsys: Out) -> None:
     show([trusted(790, 800, draw="per_class")])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("Trust: trust; 790 of 800") and lines[1].startswith("Mind that the held-out labels were")
+    assert lines[0].startswith("Verdict: trust; 790 of 800")
+    assert lines[1].startswith("Mind that the held-out labels were")
     assert lines[2].endswith(" of 46,800 expected")
 
 
 def test_without_a_held_out_label_that_is_what_is_said(capsys: Out) -> None:
     show([trusted(0, 0)])
     said = "no held-out label checks the pseudo-labels, so how many are right is not known"
-    assert capsys.readouterr().out == f"Trust: not measured; {said}\n"
+    assert capsys.readouterr().out == f"Verdict: not measured; {said}\n"
 
 
 def test_a_coreset_is_said_with_its_size_and_its_whole_bill(capsys: Out) -> None:
@@ -105,7 +106,7 @@ def test_places_come_last_the_report_at_the_very_end(capsys: Out) -> None:
         ]
     )
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("Trust") and lines[2].startswith("Test accuracy")
+    assert lines[0].startswith("Verdict") and lines[2].startswith("Test accuracy")
     assert lines[-2:] == ["Coreset cutoff: run/export/key", "Report:  run/report/key/report.html"]
 
 
@@ -120,5 +121,5 @@ def test_the_reference_run_is_told_as_its_manifests_have_it(done: dict[str, Arti
     best = max(done["evaluate"].metrics["rows"], key=lambda row: row["mean"])
     assert f"{100 * best['mean']:.2f} ±" in out
     assert f"{done['select beta'].metrics['annotation_bill']}  " in out
-    assert f"Trust: {done['trust'].metrics['verdict']['level']}; " in out
+    assert f"Verdict: {done['trust'].metrics['verdict']['level']}; " in out
     assert out.endswith(f"Report:  {done['report'].uri}/report.html\n")
