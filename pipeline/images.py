@@ -1,7 +1,7 @@
 """From the bytes of an image file to RGB pixels of one size; what cannot be decoded whole is an error.
 
 JPEGs are decoded by simplejpeg (libjpeg-turbo), at 1/2, 1/4 or 1/8 where the crop leaves pixels enough, and resized by
-torch. Pillow reads every header, decodes all else, and has the last word on a JPEG that simplejpeg refuses.
+torch. Pillow reads EXIF, decodes all else, and has the last word on a JPEG that simplejpeg refuses.
 """
 
 import io
@@ -13,6 +13,7 @@ import simplejpeg  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from pipeline import jpeg
 from pipeline.errors import SemiPruneError
 
 EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
@@ -74,26 +75,42 @@ def decode_crop(
 
 
 def _decode_crop(data: bytes | memoryview, max_pixels: int, out: NDArray[np.uint8], crop: Crop, flip: bool) -> None:
-    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-        width, height = image.size
-        if width * height > max_pixels:
-            raise UndecodableImageError(f"{width}x{height} pixels are more than max_pixels={max_pixels}")
-        if image.format == "PNG":
-            image.load()  # its EXIF may come after the pixels
-        orientation = image.getexif().get(_ORIENTATION, 1)
-        if orientation in (5, 6, 7, 8):
-            width, height = height, width
-        box = crop(width, height)
-        pixels = _upright(_pixels(image, data, _reduction(box, len(out))), orientation)
+    pixels, (width, height), box = _decoded(data, max_pixels, len(out), crop)
     left, right = _scaled(box[0], box[2], width, pixels.shape[1])
     top, bottom = _scaled(box[1], box[3], height, pixels.shape[0])
-    part = np.ascontiguousarray(pixels[top:bottom, left:right])
+    part = pixels[top:bottom, left:right]
     if part.shape != out.shape:
         part = _resize(part, len(out))
     if flip:  # pixels as single values: three times as fast as reversing an axis before the last
         out.view("V3")[...] = part.view("V3")[:, ::-1]
     else:
         out[...] = part
+
+
+def _decoded(
+    data: bytes | memoryview, max_pixels: int, side: int, crop: Crop
+) -> tuple[NDArray[np.uint8], tuple[int, int], Box]:
+    """The upright image, of its own size or a reduced one; its own (width, height); what of it is wanted."""
+    size = jpeg.plain_size(data)
+    if size:
+        _refuse_larger(size, max_pixels)
+        box = crop(*size)
+        pixels = _jpeg(data, size, _reduction(box, side))
+        if pixels is not None:
+            return pixels, size, box
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        _refuse_larger(image.size, max_pixels)
+        if image.format == "PNG":
+            image.load()  # its EXIF may come after the pixels
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        size = (image.height, image.width) if orientation in (5, 6, 7, 8) else image.size
+        box = crop(*size)
+        return _upright(_pixels(image, data, _reduction(box, side)), orientation), size, box
+
+
+def _refuse_larger(size: tuple[int, int], max_pixels: int) -> None:
+    if size[0] * size[1] > max_pixels:
+        raise UndecodableImageError(f"{size[0]}x{size[1]} pixels are more than max_pixels={max_pixels}")
 
 
 def _reduction(box: Box, size: int) -> int:
@@ -107,15 +124,22 @@ def _scaled(start: int, length: int, whole: int, decoded: int) -> tuple[int, int
     return first, max(round((start + length) * decoded / whole), first + 1)
 
 
+def _jpeg(data: bytes | memoryview, size: tuple[int, int], reduction: int) -> NDArray[np.uint8] | None:
+    """[H, W, 3] of a JPEG, its sides divided by `reduction` and rounded up; None where libjpeg complains."""
+    width, height = (-(-side // reduction) for side in size)
+    try:
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, min_width=width, min_height=height)
+    except ValueError:
+        return None  # what is an error, Pillow decides
+    return pixels
+
+
 def _pixels(image: Image.Image, data: bytes | memoryview, reduction: int) -> NDArray[np.uint8]:
     """All of the image as it is stored, [H, W, 3]; a JPEG with its sides divided by `reduction`, rounded up."""
     if image.format not in ("PNG", "WEBP") and image.mode in ("L", "RGB"):
-        least = [-(-side // reduction) for side in image.size]
-        try:
-            pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, min_width=least[0], min_height=least[1])
+        pixels = _jpeg(data, image.size, reduction)
+        if pixels is not None:
             return pixels
-        except ValueError:
-            pass  # libjpeg had something to say; what is an error, Pillow decides
     image.draft(None, (max(1, image.width // reduction), max(1, image.height // reduction)))
     image.load()
     image.info.pop("transparency", None)  # or Pillow would warn that it is dropped
@@ -126,14 +150,14 @@ def _pixels(image: Image.Image, data: bytes | memoryview, reduction: int) -> NDA
 
 
 def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """The image as EXIF says it is to be seen; a view."""
+    """The image as EXIF says it is to be seen."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
-    return pixels
+    return np.ascontiguousarray(pixels)
 
 
 def _resize(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -142,7 +166,8 @@ def _resize(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     from torch.nn import functional
 
     # With exactly these strides torch takes the batch of one for channels-last, for which it has a fast path.
-    image = torch.from_numpy(pixels.reshape(1, *pixels.shape)).permute(0, 3, 1, 2)
+    # Axes are moved by numpy, which keeps Python's lock: to get it back, a thread waits for others.
+    image = torch.from_numpy(pixels.reshape(1, *pixels.shape).transpose(0, 3, 1, 2))
     resized = functional.interpolate(image, (size, size), mode="bilinear", antialias=True)
-    result: NDArray[np.uint8] = resized.permute(0, 2, 3, 1).numpy()[0]
+    result: NDArray[np.uint8] = resized.numpy()[0].transpose(1, 2, 0)
     return result
