@@ -116,7 +116,7 @@ def _loop(
     first = last.epoch + 1 if last else 0
     worker.tick(first * num_samples)
     with closing(images.steps(plan.epochs(first))) as opened:
-        batches = as_batches(opened, labels)
+        batches = worker.meter.watch(as_batches(opened, labels), lambda batch: len(batch.sample_ids))
         for epoch in range(first, training.epochs):
             tell = partial(_tell, worker, epoch * num_samples, num_samples / steps)
             metrics = trainer.train_epoch(epoch, islice(batches, steps), observe=observe, on_step=tell)
@@ -132,6 +132,7 @@ def _loop(
                         **true_dynamics.facts(true_parts),
                     },
                 )
+                worker.meter.commit(epoch + 1, metrics["loss"])
 
 
 def _tell(worker: Worker, before: int, rows_per_step: float, steps: int) -> None:

@@ -98,10 +98,13 @@ def _loop(worker: Worker, index: Artifact, split: Artifact, config: SslConfig, u
 
     worker.tick(step)
     with ExitStack() as opened:
-        pairs = zip(
-            batches("ssl-labelled", training.batch_size, labelled["sample_id"].to_numpy()),
-            batches("ssl-unlabelled", training.batch_size * training.unlabelled_ratio),
-            strict=True,
+        pairs = worker.meter.watch(
+            zip(
+                batches("ssl-labelled", training.batch_size, labelled["sample_id"].to_numpy()),
+                batches("ssl-unlabelled", training.batch_size * training.unlabelled_ratio),
+                strict=True,
+            ),
+            lambda pair: sum(len(batch.sample_ids) for batch in pair),
         )
         while step < training.steps:
             until = min(training.steps, step + training.checkpoint_every)
@@ -111,9 +114,11 @@ def _loop(worker: Worker, index: Artifact, split: Artifact, config: SslConfig, u
             step = until
             worker.tick(step)
             if worker.rank == 0:
+                number = -(-step // training.checkpoint_every)
                 log.commit(
-                    -(-step // training.checkpoint_every) - 1,
+                    number - 1,
                     files=[],
                     checkpoint=trainer.state(),
                     facts={"step": step, "world_size": worker.world_size, "metrics": {"step": step, **metrics}},
                 )
+                worker.meter.commit(number, metrics["loss_labelled"], metrics["mask_rate"])

@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import SemiPruneError, UserError
+from pipeline.metrics import Meter
 from pipeline.resources import Resources
 from pipeline.stage import Progress
 
@@ -44,12 +45,16 @@ class _Report:
 
 @dataclass(frozen=True)
 class Worker:
-    """What a loop knows about its place in the group. device: where it computes; tick(done): tells the driver."""
+    """What a loop knows about its place in the group.
+
+    device: where it computes; tick(done): tells the driver; meter: measures the loop.
+    """
 
     rank: int
     world_size: int
     device: "torch.device"
     tick: Callable[[int], None]
+    meter: Meter
 
     def agree(self, value: Any) -> Any:
         """Rank 0's value, on every rank: for what each would otherwise read for itself at another moment."""
@@ -78,10 +83,11 @@ Loop = Callable[..., None]
 
 @dataclass(frozen=True)
 class _Job:
-    """What each Ray Train worker runs; report: the actor; threads: of torch."""
+    """What each Ray Train worker runs; uri: the stage's folder; report: the actor; threads: of torch."""
 
     loop: Loop
     arguments: dict[str, Any]
+    uri: str
     report: Any
     threads: int
     use_gpu: bool
@@ -111,7 +117,7 @@ def _work(job: _Job) -> None:
 
     with _group(rank, world_size, job.use_gpu) as device:
         try:
-            job.loop(Worker(rank, world_size, device, tick), **job.arguments)
+            job.loop(Worker(rank, world_size, device, tick, Meter(job.uri)), **job.arguments)
         except UserError as mistake:
             ray.get(report.fail.remote(mistake))
             raise
@@ -203,14 +209,14 @@ def train(
 ) -> None:
     """Run `loop` on `resources.num_workers` workers until it returns on all of them.
 
-    uri: the stage's folder, for messages. Raises the UserError that a worker raised; SemiPruneError when workers died
-    more often than `resources.max_failures`.
+    uri: the stage's folder, for messages and metrics. Raises the UserError that a worker raised; SemiPruneError when
+    workers died more often than `resources.max_failures`.
     """
     import ray
     from ray.train import TrainingFailedError
 
     report = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Report).remote()
-    job = _Job(loop, arguments, report, resources.cpus_per_worker, resources.gpus_per_worker > 0)
+    job = _Job(loop, arguments, uri, report, resources.cpus_per_worker, resources.gpus_per_worker > 0)
     raised: list[BaseException] = []
 
     def fit() -> None:

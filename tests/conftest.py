@@ -15,6 +15,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_metrics_report_interval_ms", "500")
 os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)  # Ray's workers import from the tests
 
 
@@ -76,11 +77,12 @@ def lone_worker(tmp_path: Path) -> Iterator["Worker"]:
     import torch
     from torch import distributed
 
+    from pipeline.metrics import Meter
     from pipeline.training import Worker
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
-    yield Worker(rank=0, world_size=1, device=torch.device("cpu"), tick=lambda done: None)
+    yield Worker(0, 1, torch.device("cpu"), tick=lambda done: None, meter=Meter(f"{tmp_path}/stage/key"))
     distributed.destroy_process_group()
     torch.set_num_threads(threads)

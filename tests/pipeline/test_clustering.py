@@ -14,6 +14,7 @@ from pipeline.cluster_labels import ClusterLabelConfig
 from pipeline.clustering import ClusterConfig, ClusterSettings
 from pipeline.epochs import EpochLog
 from pipeline.errors import UserError
+from pipeline.metrics import Meter
 from pipeline.neighbours import NeighboursConfig
 from pipeline.stage import Artifact
 from pipeline.training import Worker
@@ -118,7 +119,7 @@ def test_every_sample_is_first_once_an_epoch_with_the_same_neighbour_for_any_num
 def _worker(rank: int, world: int) -> Worker:
     import torch
 
-    return Worker(rank, world, torch.device("cpu"), lambda done: None)
+    return Worker(rank, world, torch.device("cpu"), lambda done: None, Meter("run/cluster/key"))
 
 
 def test_the_moments_are_those_of_all(pool: np.ndarray) -> None:

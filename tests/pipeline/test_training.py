@@ -30,7 +30,7 @@ def talk(worker: Worker, folder: str, witness: Witness) -> None:
     assert distributed.is_initialized() and (distributed.get_rank(), distributed.get_world_size()) == (worker.rank, 2)
     assert worker.agree(f"said by {worker.rank}") == "said by 0"
     assert worker.gather(worker.rank * 10) == [0, 10]
-    for step in range(3):
+    for step in worker.meter.watch(iter(range(3)), lambda step: 1):
         worker.tick(step)
         time.sleep(0.3)
     storage.write(f"{folder}/rank-{worker.rank}", str(worker.world_size).encode())
