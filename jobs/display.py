@@ -1,8 +1,11 @@
 """What people see: one line per stage on stderr, tables on stdout, one sentence when something is wrong.
 
-On a terminal a stage is a line that moves and ends as a check mark; elsewhere it is a few plain log lines.
+On a terminal a stage is a line that moves and ends as a check mark; elsewhere it is a few plain log lines, and with
+SEMIPRUNE_LOG=json one JSON object each, for what collects logs.
 """
 
+import json
+import os
 import re
 import sys
 import threading
@@ -10,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len, set_cell_size
@@ -20,6 +24,7 @@ from rich.text import Text
 
 from jobs.interrupt import Interrupt
 from pipeline.duration import duration
+from pipeline.errors import UserError
 from pipeline.stage import Progress
 
 LOG_SECONDS = 10.0
@@ -34,6 +39,8 @@ class Display:
     """The terminal of one command. One stage at a time; its Progress may be called from any thread, and often."""
 
     def __init__(self) -> None:
+        if os.environ.get("SEMIPRUNE_LOG", "text") not in ("text", "json"):
+            raise UserError(f"SEMIPRUNE_LOG={os.environ['SEMIPRUNE_LOG']!r} is unknown: use text or json, or unset it")
         self._console = Console(stderr=True, highlight=False)
         self._interrupt = Interrupt()
 
@@ -75,14 +82,14 @@ class Display:
         if _moves(self._console):
             _one_line(self._console, _marked(self._console, "done", title), Text(f"found done  {key}", "dim"))
         else:
-            _log(self._console, f"{title}  found done ({key})")
+            _log(self._console, f"{title}  found done ({key})", event="found", stage=title, key=key)
 
     def note(self, title: str, text: str) -> None:
         """Tell what was decided."""
         if _moves(self._console):
             _one_line(self._console, _marked(self._console, "note", title), Text(text, "dim"))
         else:
-            _log(self._console, f"{title}  {text}")
+            _log(self._console, f"{title}  {text}", event="note", stage=title)
 
 
 class _Stage:
@@ -170,7 +177,7 @@ class _Logged(_Stage):
 
     def begin(self) -> None:
         self._logged = self.started
-        _log(self.console, f"{self.title}  started")
+        _log(self.console, f"{self.title}  started", event="started", stage=self.title)
 
     def __call__(self, done: int, total: int, unit: str) -> None:
         super().__call__(done, total, unit)
@@ -179,10 +186,12 @@ class _Logged(_Stage):
             if now - self._logged < LOG_SECONDS or done >= total:
                 return
             self._logged = now
-        _log(self.console, ", ".join([f"{self.title}  {self.count()}", *self.speed()]))
+        told = ", ".join([f"{self.title}  {self.count()}", *self.speed()])
+        _log(self.console, told, event="progress", stage=self.title, done=done, total=total, unit=unit)
 
     def end(self, how: str) -> None:
-        _log(self.console, f"{self.title}  {how} {'in' if how == 'done' else 'after'} {self.elapsed()}")
+        told = f"{self.title}  {how} {'in' if how == 'done' else 'after'} {self.elapsed()}"
+        _log(self.console, told, event=how, stage=self.title, seconds=round(time.monotonic() - self.started, 3))
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -205,7 +214,9 @@ def error(message: str) -> None:
     """Say what is wrong, in one line on stderr."""
     console = Console(stderr=True, highlight=False)
     sentence = " ".join(message.splitlines())
-    if _moves(console):
+    if _is_json():
+        _log(console, sentence, event="error", level="error")
+    elif _moves(console):
         console.print(Text.assemble(("semiprune: error: ", "bold red"), sentence), soft_wrap=True)
     else:
         console.file.write(f"semiprune: error: {sentence}\n")
@@ -220,7 +231,11 @@ def rate(per_second: float) -> str:
 
 def _moves(console: Console) -> bool:
     """Whether lines can be redrawn; asked of the file itself, because FORCE_COLOR makes a terminal of a pipe."""
-    return console.file.isatty() and not console.is_dumb_terminal
+    return console.file.isatty() and not console.is_dumb_terminal and not _is_json()
+
+
+def _is_json() -> bool:
+    return os.environ.get("SEMIPRUNE_LOG") == "json"
 
 
 def _marked(console: Console, how: str, title: str) -> Text:
@@ -240,8 +255,14 @@ def _cut(line: Text, width: int) -> Text:
     return line
 
 
-def _log(console: Console, line: str) -> None:
-    console.file.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+def _log(console: Console, line: str, **facts: str | float) -> None:
+    """Write a line; facts: what of it a program wants to know."""
+    if _is_json():
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"time": now, "level": "info", **facts, "message": line})
+    else:
+        line = f"{time.strftime('%H:%M:%S')} {line}"
+    console.file.write(f"{line}\n")
     console.file.flush()
 
 

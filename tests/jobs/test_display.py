@@ -2,16 +2,19 @@
 
 import contextlib
 import io
+import json
 import re
 import signal
 import sys
 import threading
+from datetime import datetime
 from functools import partial
 
 import pytest
 
 from jobs import display, results
 from jobs.display import Display, duration, error, rate, table
+from pipeline.errors import UserError
 from pipeline.stage import Artifact
 
 
@@ -69,6 +72,39 @@ def test_a_log_is_plain_and_rare(capsys: pytest.CaptureFixture[str], clock: list
         "split  1,280/1,600 rows, 64/s, 5.0 s left",
         "split  done in 25 s",
     ]
+
+
+def test_a_log_of_json_is_an_object_a_line_also_on_a_terminal(
+    terminal: Terminal, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEMIPRUNE_LOG", "json")
+    with contextlib.suppress(ValueError), Display() as shown:
+        shown.skipped("index", "4ef10484b3deba2e")
+        shown.note("images", "cache: 1.4 MB")
+        with shown.stage("ssl") as progress:
+            clock[0] += 11
+            progress(5, 10, "steps")
+            raise ValueError
+    error("no\nmore")
+    lines = [json.loads(line) for line in terminal.getvalue().splitlines()]
+    assert [(line["event"], line["level"], line.get("stage")) for line in lines] == [
+        ("found", "info", "index"),
+        ("note", "info", "images"),
+        ("started", "info", "ssl"),
+        ("progress", "info", "ssl"),
+        ("failed", "info", "ssl"),
+        ("error", "error", None),
+    ]
+    assert (lines[3]["done"], lines[3]["total"], lines[3]["unit"]) == (5, 10, "steps")
+    assert lines[4]["seconds"] == 11
+    assert lines[5]["message"] == "no more"
+    assert all(datetime.fromisoformat(line["time"]).tzinfo for line in lines)
+
+
+def test_an_unknown_kind_of_log_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEMIPRUNE_LOG", "xml")
+    with pytest.raises(UserError, match="SEMIPRUNE_LOG='xml' is unknown: use text or json"):
+        Display()
 
 
 def test_a_resumed_stage_counts_only_what_it_did(capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:
