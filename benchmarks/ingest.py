@@ -4,13 +4,15 @@ JPEGs of ImageNet's size, a random part of each resized to 224x224, by several w
 all with the same decoder (`pipeline.images`):
 
 * the limit: a pool of processes that scans, decodes and keeps the pixels: nothing comes back, nothing is in order;
-* ours: `pipeline.stream`, threads of the one process that has the batches, shuffled, every sample exactly once;
+* ours: `pipeline.stream`, processes that decode into memory of the one that has the batches, shuffled, every sample
+  exactly once an epoch;
 * ours, object store: the same from `rclone serve s3` on loopback, whose own work is done by the same cores;
 * webdataset + DataLoader: as many worker processes as cores, whole batches through shared memory, shards in order;
 * read_webdataset: Ray Data, `map_batches` to decode, `iter_batches`.
 
-Each is run once to warm up; starting processes is not counted. "share" is of the limit. Then batches of 32x32 images
-from the cache.
+A turn is `--epochs` epochs through one stream, as in a training. Each has one turn to warm up; starting processes is
+not counted there, but ours starts decoders in every turn. "share" is of the limit. Then batches of 32x32 images from
+the cache.
 """
 
 import argparse
@@ -22,7 +24,7 @@ import os
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -126,12 +128,13 @@ class Speed:
 
 
 def cpu_seconds() -> float:
+    """Of all processes, and of those that have ended and were waited for."""
     me = psutil.Process()
-    return float(sum(sum(process.cpu_times()[:2]) for process in [me, *me.children(recursive=True)]))
+    return float(sum(sum(process.cpu_times()[:4]) for process in [me, *me.children(recursive=True)]))
 
 
 def rounds(jobs: dict[str, Callable[[int], int]], count: int, repeat: int) -> dict[str, Speed]:
-    """Every job in turns; each must have seen every sample exactly once."""
+    """Every job in turns; each must have seen every sample exactly once an epoch."""
     speeds = {name: Speed() for name in jobs}
     for turn in range(repeat + 1):
         for name, job in jobs.items():
@@ -145,10 +148,6 @@ def rounds(jobs: dict[str, Callable[[int], int]], count: int, repeat: int) -> di
     return speeds
 
 
-def unique(ids: Iterator[np.ndarray]) -> int:
-    return len(np.unique(np.concatenate(list(ids))))
-
-
 def table(speeds: dict[str, Speed], base: str) -> None:
     print(f"\n{'images/s':26}{'median':>11}{'min':>11}{'max':>11}{'share':>7}{'per CPU s':>11}{'share':>7}")
     for name, speed in speeds.items():
@@ -159,7 +158,7 @@ def table(speeds: dict[str, Speed], base: str) -> None:
         )
 
 
-def large(folder: Path, sample: Path | None, count: int, repeat: int, cores: int) -> None:
+def large(folder: Path, sample: Path | None, count: int, epochs: int, repeat: int, cores: int) -> None:
     import ray
 
     from tests.object_store import reached, serve
@@ -180,18 +179,23 @@ def large(folder: Path, sample: Path | None, count: int, repeat: int, cores: int
     def ours(where: Samples) -> Callable[[int], int]:
         stream = Stream(where, cores, partial(CROP.views, 0, "benchmark"))
         plan = Plan(where, 0, "benchmark", BATCH)
-        return lambda turn: unique(step.ids for step in stream.steps(islice(plan.epochs(turn), plan.num_steps)))
+        steps = epochs * plan.num_steps
+        return lambda turn: seen(step.ids for step in stream.steps(islice(plan.epochs(turn * epochs), steps)))
+
+    def seen(ids: Iterable[np.ndarray]) -> int:
+        every = np.concatenate(list(ids)).reshape(epochs, -1)
+        return sum(len(np.unique(epoch)) for epoch in every)
 
     with ProcessPoolExecutor(cores, spawn, one_thread) as pool, serve(folder) as endpoint, reached(endpoint):
         batches = loader(paths, cores)
         jobs: dict[str, Callable[[int], int]] = {
-            "the limit": lambda _: sum(pool.map(limit, paths)),
+            "the limit": lambda _: sum(pool.map(limit, paths * epochs)),
             "ours": ours(samples),
             "ours, object store": ours(remote),
-            "webdataset + DataLoader": lambda _: unique(np.asarray(ids) for _, ids in batches),
-            "read_webdataset": lambda _: unique(read_webdataset(paths)),
+            "webdataset + DataLoader": lambda _: seen(np.asarray(ids) for _ in range(epochs) for _, ids in batches),
+            "read_webdataset": lambda _: seen(ids for _ in range(epochs) for ids in read_webdataset(paths)),
         }
-        table(rounds(jobs, count, repeat), "the limit")
+        table(rounds(jobs, epochs * count, repeat), "the limit")
     ray.shutdown()
 
 
@@ -218,6 +222,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sample", type=Path, help="a tar with JPEGs; else synthetic ones")
     parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--epochs", type=int, default=2, help="of a turn")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
@@ -229,7 +234,7 @@ def main() -> None:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     print(f"{options.cores} cores, load {os.getloadavg()[0]:.1f}; {versions}")
     with tempfile.TemporaryDirectory() as folder:
-        large(Path(folder), options.sample, options.images, options.repeat, options.cores)
+        large(Path(folder), options.sample, options.images, options.epochs, options.repeat, options.cores)
     with tempfile.TemporaryDirectory() as folder:
         small(Path(folder), options.repeat)
 

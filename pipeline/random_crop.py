@@ -7,9 +7,9 @@ from pydantic import Field, model_validator
 from models.supervised import SupervisedConfig
 from pipeline import counter
 from pipeline.config import Config
+from pipeline.decoder import Views
 from pipeline.epoch_order import Ids
 from pipeline.images import Box, Crop
-from pipeline.stream import Views
 
 
 class RandomCrop(Config):

@@ -52,33 +52,60 @@ class Samples:
         """The samples' names; read when they are first wanted."""
         return load_index(self.index, ["key"])["key"].combine_chunks()
 
-    def read(self, ids: Ids) -> "Piece":
-        """Samples of one shard, ids ascending, in one request; DataError if others are there now."""
-        shard = self.shards[self.shard[ids[0]]]
+    def span(self, ids: Ids) -> "Span":
+        """Samples of one shard, ids ascending, as one request for their bytes."""
         start = int(self.offset[ids[0]])
-        data = shards.read_range(shard, start, int(self.offset[ids[-1]] + self.length[ids[-1]]) - start)
-        offsets = (self.image_offset[ids] - start).tolist()
-        keys = self.keys.take(pa.array(ids)).to_pylist()
-        for key, offset, size in zip(keys, offsets, self.image_size[ids].tolist(), strict=True):
-            if not _is_member(data[offset - BLOCK : offset], key, size):
-                raise shards.changed(shard.uri)
-        return Piece(memoryview(data), dict(zip(ids.tolist(), offsets, strict=True)))
-
-    def undecodable(self, sample_id: int, why: Exception) -> DataError:
-        """The error for an image that could be decoded at indexing and cannot be now."""
-        return DataError(
-            f"the image {self.keys[sample_id].as_py()!r} in {self.shards[self.shard[sample_id]].uri!r} could be "
-            f"decoded at indexing and cannot be now ({why}): put the old shard back, or use the same Pillow and "
-            "simplejpeg on all machines"
+        return Span(
+            shard=self.shards[self.shard[ids[0]]],
+            start=start,
+            length=int(self.offset[ids[-1]] + self.length[ids[-1]]) - start,
+            ids=ids.tolist(),
+            offsets=(self.image_offset[ids] - start).tolist(),
+            sizes=self.image_size[ids].tolist(),
+            keys=self.keys.take(pa.array(ids)).to_pylist(),
         )
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Samples as they are in the shard. offsets: of the images, in `data`, by sample_id."""
+class Span:
+    """Samples of one shard and all that it takes to read them, in any process.
 
-    data: memoryview
-    offsets: dict[int, int]
+    start, length: of their bytes in the shard; offsets, sizes: of the images, from `start`.
+    """
+
+    shard: Shard
+    start: int
+    length: int
+    ids: list[int]
+    offsets: list[int]
+    sizes: list[int]
+    keys: list[str]
+
+    def read(self) -> "Piece":
+        """Their bytes; DataError if other samples are there now."""
+        data = shards.read_range(self.shard, self.start, self.length)
+        for key, offset, size in zip(self.keys, self.offsets, self.sizes, strict=True):
+            if not _is_member(data[offset - BLOCK : offset], key, size):
+                raise shards.changed(self.shard.uri)
+        view = memoryview(data)
+        images = (view[offset : offset + size] for offset, size in zip(self.offsets, self.sizes, strict=True))
+        return Piece(self, dict(zip(self.ids, images, strict=True)))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Samples as they are in the shard. images: their files, by sample_id."""
+
+    span: Span
+    images: dict[int, memoryview]
+
+    def undecodable(self, sample_id: int, why: Exception) -> DataError:
+        """The error for an image that could be decoded at indexing and cannot be now."""
+        return DataError(
+            f"the image {self.span.keys[self.span.ids.index(sample_id)]!r} in {self.span.shard.uri!r} could be "
+            f"decoded at indexing and cannot be now ({why}): put the old shard back, or use the same Pillow and "
+            "simplejpeg on all machines"
+        )
 
 
 def _is_member(header: bytes, key: str, size: int) -> bool:

@@ -195,8 +195,8 @@ def test_random_crops_are_those_of_seed_and_epoch_and_a_training_on_them_continu
     for seed, epoch, seen in zip((0, 0, 1), (0, 1, 0), shown, strict=True):
         assert len(seen) == N
         for n, (box, flip) in enumerate(crop.views(seed, "proxy", epoch, np.arange(50))):
-            piece = samples.read(np.array([n]))
-            decode_crop(piece.data[piece.offsets[n] :], samples.max_pixels, pixels, box, flip)
+            piece = samples.span(np.array([n])).read()
+            decode_crop(piece.images[n], samples.max_pixels, pixels, box, flip)
             assert np.array_equal(seen[n][0], pixels)
     first, *others = shown
     for other in others:

@@ -1,6 +1,4 @@
 import itertools
-import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -11,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pytest
-import s3fs
 
 from pipeline import epoch_order, epoch_plan, images, storage, stream
 from pipeline.batches import Step
+from pipeline.decoder import Views
 from pipeline.disk_cache import DiskCache
 from pipeline.epoch_plan import Plan, Planned, in_order
 from pipeline.errors import DataError, StorageError
@@ -24,6 +22,8 @@ from pipeline.samples import Samples
 from pipeline.shards import Shard
 from pipeline.stream import Stream
 from tests.object_store import Fault, Proxy, Request
+from tests.pipeline import in_decoder
+from tests.pipeline.in_decoder import Arriving, decoders
 from tests.pipeline.making import image, run_index, write_shard
 
 SIZE, NUM_SHARDS, PER_SHARD = 16, 4, 90
@@ -71,18 +71,34 @@ def expected() -> np.ndarray:
     return np.stack([images.decode(data(n), SIZE, 10**6) for n in range(N)])
 
 
+class Requests:
+    """The ranges that decoders ask for: uri, start, length."""
+
+    def __init__(self, notes: Path) -> None:
+        self._notes = notes
+
+    def recorded(self, views: Views | None = None) -> Arriving:
+        """For a stream, instead of its views."""
+        return Arriving(partial(in_decoder.record, self._notes), views)
+
+    def taken(self) -> list[tuple[str, int, int]]:
+        """Since the last call."""
+        lines = self._notes.read_text().splitlines()
+        self._notes.unlink()
+        return [(uri, int(start), int(length)) for uri, start, length in map(str.split, lines)]
+
+
 @pytest.fixture
-def requests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
-    """Every range that is asked for: uri, start, length."""
-    asked = []
-    read = storage.read_range
+def requests(tmp_path: Path) -> Requests:
+    return Requests(tmp_path / "requests")
 
-    def recording(uri: str, start: int, length: int) -> bytes:
-        asked.append((uri, start, length))
-        return read(uri, start, length)
 
-    monkeypatch.setattr(storage, "read_range", recording)
-    return asked
+def assert_no_decoder() -> None:
+    """A process that has let go of its end of a connection is a moment from its own."""
+    until = time.monotonic() + 10
+    while decoders():
+        assert time.monotonic() < until, decoders()
+        time.sleep(0.01)
 
 
 def assert_epoch(ranks: list[list[Step]], expected: np.ndarray) -> None:
@@ -161,7 +177,7 @@ def test_a_plan_gives_the_same_steps_from_the_cache_and_from_the_shards(
 ) -> None:
     if large:
         of_a_large_dataset(monkeypatch)
-    ways = [Stream(samples, threads=2), Stream(samples), Pixels(samples, cache)]
+    ways = [Stream(samples, processes=2), Stream(samples), Pixels(samples, cache)]
     streamed, alone, cached = (list(way.steps(PLANS[name](samples))) for way in ways)
     assert len(streamed) == len(cached) > 0
     for one, other, third in zip(streamed, cached, alone, strict=True):
@@ -170,51 +186,48 @@ def test_a_plan_gives_the_same_steps_from_the_cache_and_from_the_shards(
             assert step.images.flags.writeable and step.images.dtype == np.uint8
 
 
-def test_steps_do_not_depend_on_threads_or_on_where_the_epoch_was_taken_up(
-    samples: Samples, requests: list[tuple[str, int, int]], monkeypatch: pytest.MonkeyPatch
+def test_steps_do_not_depend_on_processes_or_on_where_the_epoch_was_taken_up(
+    samples: Samples, requests: Requests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of_a_large_dataset(monkeypatch)
-    views = partial(CROP.views, 3, "test")
+    views = requests.recorded(partial(CROP.views, 3, "test"))
     plan = Plan(samples, 3, "test", 32)
     whole = list(Stream(samples, 3, views).steps(itertools.islice(plan.epochs(), 3 * plan.num_steps)))
-    of_whole = len(requests)
-    requests.clear()
+    of_whole = len(requests.taken())
     tail = list(Stream(samples, 1, views).steps(itertools.islice(plan.epochs(2), plan.num_steps)))
     assert len(whole) == 3 * len(tail)
     for one, other in zip(whole[-len(tail) :], tail, strict=True):
         assert np.array_equal(one.ids, other.ids)
         assert np.array_equal(one.images, other.images)
-    assert len(requests) == of_whole / 3
+    assert len(requests.taken()) == of_whole / 3
 
-    requests.clear()
-    whole = list(Stream(samples, 3).steps(itertools.islice(plan.endless(), 12)))
-    of_whole = len(requests)
-    requests.clear()
-    tail = list(Stream(samples, 1).steps(itertools.islice(plan.endless(9), 3)))
+    whole = list(Stream(samples, 3, requests.recorded()).steps(itertools.islice(plan.endless(), 12)))
+    of_whole = len(requests.taken())
+    tail = list(Stream(samples, 1, requests.recorded()).steps(itertools.islice(plan.endless(9), 3)))
     for one, other in zip(whole[9:], tail, strict=True):
         assert np.array_equal(one.ids, other.ids)
         assert np.array_equal(one.images, other.images)
     # Nothing is read that only the steps before need.
-    assert len(requests) < of_whole * 0.6
+    assert len(requests.taken()) < of_whole * 0.6
 
 
 def test_of_what_is_large_every_range_is_read_once_an_epoch(
-    samples: Samples, requests: list[tuple[str, int, int]], monkeypatch: pytest.MonkeyPatch
+    samples: Samples, requests: Requests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of_a_large_dataset(monkeypatch)
     for rank in range(2):
-        list(Stream(samples).steps(planned(samples, 32, rank, 2)))
-    assert len(requests) == len(set(requests))
-    assert sum(length for _, _, length in requests) == samples.length.sum()
+        list(Stream(samples, 2, requests.recorded()).steps(planned(samples, 32, rank, 2)))
+    asked = requests.taken()
+    assert len(asked) == len(set(asked))
+    assert sum(length for _, _, length in asked) == samples.length.sum()
 
 
-def test_of_what_is_small_every_worker_reads_all_in_few_requests(
-    samples: Samples, requests: list[tuple[str, int, int]]
-) -> None:
+def test_of_what_is_small_every_worker_reads_all_in_few_requests(samples: Samples, requests: Requests) -> None:
     for rank in range(2):
-        list(Stream(samples).steps(planned(samples, 32, rank, 2)))
-    assert len(requests) == 2 * NUM_SHARDS
-    assert sum(length for _, _, length in requests) == 2 * samples.length.sum()
+        list(Stream(samples, 2, requests.recorded()).steps(planned(samples, 32, rank, 2)))
+    asked = requests.taken()
+    assert len(asked) == 2 * NUM_SHARDS
+    assert sum(length for _, _, length in asked) == 2 * samples.length.sum()
 
 
 def test_random_crops_belong_to_the_sample_and_the_epoch(samples: Samples) -> None:
@@ -248,7 +261,6 @@ def test_two_hundred_faults_of_a_store_lose_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     monkeypatch.setattr(stream, "PAUSES", (0.01,) * 12)
     for shard in samples.shards:
         storage.write(f"{s3_root}/{Path(shard.uri).name}", Path(shard.uri).read_bytes())
@@ -276,26 +288,22 @@ def test_two_hundred_faults_of_a_store_lose_nothing(
     epoch = 0
     while faults < 200:
         assert epoch < 10
-        ranks = [list(Stream(remote).steps(planned(remote, 64, rank, 2, epoch))) for rank in range(2)]
+        streams = [Stream(remote, 2, Arriving(in_decoder.impatient)) for _ in range(2)]
+        ranks = [list(one.steps(planned(remote, 64, rank, 2, epoch))) for rank, one in enumerate(streams)]
         assert_epoch(ranks, expected)
         epoch += 1
 
 
-def test_a_store_that_stays_ill_is_an_error_and_leaves_no_thread(
+def test_a_store_that_stays_ill_is_an_error_and_leaves_no_process(
     samples: Samples, s3_root: str, faulty: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     monkeypatch.setattr(stream, "PAUSES", (0.01, 0.01))
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     faulty.plan = lambda request: Fault(status=503, code="SlowDown")
     remote = moved(samples, lambda shard: f"{s3_root}/{Path(shard.uri).name}")
     with pytest.raises(StorageError, match=r"train-\d\.tar"):
-        list(Stream(remote).steps(planned(remote, 64)))
-    assert threads() == []
-
-
-def threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("semiprune-")]
+        list(Stream(remote, views=Arriving(in_decoder.impatient)).steps(planned(remote, 64)))
+    assert_no_decoder()
 
 
 @pytest.mark.parametrize("damage", ["gone", "shorter", "another sample", "another length"])
@@ -317,7 +325,7 @@ def test_a_shard_that_is_not_the_indexed_one_is_an_error_by_name(
     other = moved(samples, lambda shard: str(path) if shard.shard == 2 else shard.uri)
     with pytest.raises(DataError, match=r"the shard '.*other\.tar' (has changed|is gone)"):
         list(Stream(other).steps(planned(other, 64)))
-    assert threads() == []
+    assert_no_decoder()
 
 
 def test_an_image_that_cannot_be_decoded_any_more_is_an_error_by_name(samples: Samples, tmp_path: Path) -> None:
@@ -330,31 +338,32 @@ def test_an_image_that_cannot_be_decoded_any_more_is_an_error_by_name(samples: S
         list(Stream(other).steps(planned(other, 64)))
 
 
-def test_what_is_read_ahead_is_bounded_and_an_abandoned_epoch_ends_its_threads(
-    samples: Samples, requests: list[tuple[str, int, int]], monkeypatch: pytest.MonkeyPatch
+def test_what_is_read_ahead_is_bounded_and_an_abandoned_epoch_ends_its_processes(
+    samples: Samples, requests: Requests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "_ROWS_READ_AHEAD", 1)
     monkeypatch.setattr(stream, "_DECODED_BYTES", 1)
     of_a_large_dataset(monkeypatch, max_rows=1, window=1)
-    steps = Stream(samples).steps(Plan(samples, 0, "test", 8).epochs())
+    steps = Stream(samples, 2, requests.recorded()).steps(Plan(samples, 0, "test", 8).epochs())
     next(steps)
     time.sleep(0.3)
     # Two batches decoded, two more read, and one of each when the first was handed out.
-    assert 0 < len(requests) <= 6 * 8
+    assert 0 < len(requests.taken()) <= 6 * 8
     steps.close()
-    assert threads() == []
+    assert_no_decoder()
 
 
 @pytest.mark.slow
 def test_memory_stays_flat_over_twenty_epochs(samples: Samples) -> None:
     large = replace(samples, size=128)
-    process, seen = psutil.Process(os.getpid()), []
+    seen = []
     plan = Plan(large, 0, "test", 64)
-    with closing(Stream(large, threads=2).steps(plan.epochs())) as steps:
+    with closing(Stream(large, processes=2).steps(plan.epochs())) as steps:
         for _ in range(20):
             assert sum(len(step.ids) for step in itertools.islice(steps, plan.num_steps)) == N
-            seen.append(process.memory_info().rss / 1e6)
-    assert threads() == []
+            processes = [psutil.Process(), *decoders()]  # what they share counts once
+            seen.append(sum(process.memory_full_info().pss for process in processes) / 1e6)
+    assert_no_decoder()
     of_all_epochs = 16 * N * 128 * 128 * 3 / 1e6
     assert of_all_epochs > 250
     assert max(seen[4:]) - max(seen[:4]) < 40
