@@ -25,11 +25,11 @@ import pyarrow as pa
 from benchmarks.corrupt import corrupted, long_tailed, read
 from jobs.display import Display, table
 from pipeline import plan, tar
-from pipeline.duration import duration
 from pipeline.index import load_index
 from pipeline.recipe import Recipe
 from pipeline.run import environment, execute
 from pipeline.stage import Artifact
+from pipeline.units import duration
 
 VARIANTS = ("plain", "long_tailed_0.1", "long_tailed_0.01", "corrupted")
 GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)

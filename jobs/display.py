@@ -23,9 +23,9 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.interrupt import Interrupt
-from pipeline.duration import duration
 from pipeline.errors import UserError
 from pipeline.stage import Progress
+from pipeline.units import duration
 
 LOG_SECONDS = 10.0
 """Progress lines of a log are at least this far apart."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from pipeline.decoder import Views
 from pipeline.disk_cache import DiskCache
 from pipeline.errors import UserError
 from pipeline.index import load_config
@@ -15,7 +16,8 @@ from pipeline.pixels import Pixels, ShardPixels
 from pipeline.resources import Resources
 from pipeline.samples import Samples
 from pipeline.stage import Artifact, Progress
-from pipeline.stream import Stream, Views
+from pipeline.stream import Stream
+from pipeline.units import size
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ def choose(index: Artifact, resources: Resources) -> Choice:
     needed = index.metrics["num_samples"] * config.image_size**2 * 3
     if resources.images == "stream":
         return Choice("stream", needed, "as resources.images says")
-    cache = _cache(resources)
-    have = f"{_size(needed)} decoded, {_size(cache.max_bytes)} allowed in {str(cache.folder)!r}"
+    cache = open_cache(resources)
+    have = f"{size(needed)} decoded, {size(cache.max_bytes)} allowed in {str(cache.folder)!r}"
     if needed <= cache.max_bytes:
         return Choice("cache", needed, have)
     if resources.images == "cache":
@@ -47,10 +49,10 @@ def choose(index: Artifact, resources: Resources) -> Choice:
 
 def open_images(index: Artifact, resources: Resources, views: Views | None = None) -> Pixels | Stream:
     """The images of a finished stage `index`, as `choose` says; views: as Stream has them, which then is chosen."""
-    samples, threads = _samples(index), resources.cpus_per_worker
+    samples, cores = _samples(index), resources.cpus_per_worker
     if views is not None or choose(index, resources).way == "stream":
-        return Stream(samples, threads, views)
-    return Pixels(samples, _cache(resources), threads)
+        return Stream(samples, cores, views)
+    return Pixels(samples, open_cache(resources), cores)
 
 
 def missing(index: Artifact, resources: Resources) -> list[ShardPixels]:
@@ -76,18 +78,10 @@ def _samples(index: Artifact) -> Samples:
 
 def _fill(part: ShardPixels, resources: Resources) -> None:
     """One task."""
-    part.fill(_cache(resources))
+    part.fill(open_cache(resources))
 
 
-def _cache(resources: Resources) -> DiskCache:
+def open_cache(resources: Resources) -> DiskCache:
+    """The cache of this machine, as the recipe bounds it."""
     most = resources.cache_gb
     return DiskCache.at(resources.cache_dir, None if most is None else int(most * 1e9))
-
-
-def _size(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-import pipeline.duration
+from pipeline import units
 from pipeline.report.svg import SERIES
 
 THIN = "\N{NARROW NO-BREAK SPACE}"
@@ -34,17 +34,13 @@ def points(difference: float) -> str:
 
 
 def size(num_bytes: float) -> str:
-    """Bytes in the largest unit that leaves a number of at least 1."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g}{THIN}{unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:,.1f}{THIN}TB"
+    """Bytes in the unit a person would say, on one line."""
+    return units.size(num_bytes).replace(" ", THIN)
 
 
 def duration(seconds: float) -> str:
     """Seconds in the units a person would say, on one line."""
-    return pipeline.duration.duration(seconds).replace(" ", THIN)
+    return units.duration(seconds).replace(" ", THIN)
 
 
 def number(value: float) -> str:

@@ -2,8 +2,8 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from pipeline.random_crop import RandomCrop
 from pipeline.resources import Resources
 from pipeline.stage import Artifact
 from pipeline.stream import Stream
+from pipeline.units import size
 from tests.pipeline.making import image, run_index, silent, write_dataset
 
 N = 12
@@ -51,7 +52,7 @@ def test_what_fits_is_cached_unless_it_is_said(index: Artifact, use: Use, cache_
     resources = use(cache_gb=cache_bytes / 1e9)
     choice = ingest.choose(index, resources)
     assert (choice.way, choice.needed) == (way, NEEDED)
-    assert choice.why == f"2.3 kB decoded, {ingest._size(cache_bytes)} allowed in {str(folder(resources))!r}"
+    assert choice.why == f"2.3 kB decoded, {size(cache_bytes)} allowed in {str(folder(resources))!r}"
     assert isinstance(ingest.open_images(index, resources), Pixels if way == "cache" else Stream)
     assert ingest.choose(index, use(images="stream")).way == "stream"
     assert ingest.choose(index, use(images="cache")).way == "cache"
@@ -75,19 +76,16 @@ def test_to_stream_makes_no_folder(index: Artifact, use: Use) -> None:
 
 
 def test_parts_of_images_are_streamed(index: Artifact, use: Use) -> None:
-    def views(epoch: int, ids: Any) -> Any:
-        return RandomCrop().views(0, "test", epoch, ids)
-
-    opened = ingest.open_images(index, use(), views)
+    opened = ingest.open_images(index, use(), partial(RandomCrop().views, 0, "test"))
     assert isinstance(opened, Stream)
     (step,) = opened.steps(in_order(opened.samples, np.arange(N), N))
     assert not np.array_equal(step.images, EXPECTED)
 
 
 @pytest.mark.parametrize("way", ["cache", "stream"])
-def test_images_are_opened_with_the_threads_of_a_worker(index: Artifact, use: Use, way: str) -> None:
+def test_images_are_decoded_by_all_cores_of_a_worker(index: Artifact, use: Use, way: str) -> None:
     opened = ingest.open_images(index, use(images=way, cpus_per_worker=3))
-    assert opened.threads == 3
+    assert (opened.processes if isinstance(opened, Stream) else opened.threads) == 3
     (step,) = opened.steps(in_order(opened.samples, np.arange(N), N))
     assert np.array_equal(step.images, EXPECTED)
 
@@ -125,11 +123,3 @@ def test_a_place_where_there_can_be_no_cache_is_one_sentence_unless_it_is_not_ne
         with pytest.raises(UserError, match=r"no cache for images at '.*file.*': .*; name a folder in"):
             ingest.open_images(index, use(images=way, cache_dir=str(tmp_path / "file")))
     ingest.open_images(index, use(images="stream", cache_dir=str(tmp_path / "file")))
-
-
-@pytest.mark.parametrize(
-    ("count", "said"),
-    [(0, "0 bytes"), (1000, "1 kB"), (999_700, "1 MB"), (150_528_000_000, "151 GB"), (2e12, "2 TB")],
-)
-def test_sizes_are_for_people(count: float, said: str) -> None:
-    assert ingest._size(count) == said

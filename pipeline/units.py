@@ -1,4 +1,4 @@
-"""How a time is said, in a terminal and in a report alike."""
+"""How times and sizes are said, in a terminal and in a report alike."""
 
 
 def duration(seconds: float) -> str:
@@ -11,3 +11,12 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size(num_bytes: float) -> str:
+    """`512 B`, `1.4 MB`, `154 GB`: three digits, in units of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 999.5:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:,.3g} TB"

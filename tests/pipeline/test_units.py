@@ -1,4 +1,4 @@
-"""Times as people say them."""
+"""Times and sizes as people say them."""
 
 import re
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.duration import duration
+from pipeline.units import duration, size
 
 UNITS = {"s": 1, "min": 60, "h": 3600}
 
@@ -36,3 +36,20 @@ def test_what_is_said_is_near_the_truth_and_no_unit_overflows(seconds: float) ->
     said = sum(float(number) * UNITS[unit] for number, unit in parts)
     assert abs(said - seconds) <= {"s": 0.5, "min": 60}[parts[-1][1]] + 0.5
     assert all(float(number) < 60 for number, unit in parts if unit != "h")
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (999.6, "1 kB"),
+        (1440, "1.44 kB"),
+        (999_499, "999 kB"),
+        (999_501, "1 MB"),
+        (154e9, "154 GB"),
+        (2.5e12, "2.5 TB"),
+    ],
+)
+def test_sizes_on_both_sides_of_every_border(num_bytes: float, text: str) -> None:
+    assert size(num_bytes) == text
