@@ -38,7 +38,7 @@ def run(
     inputs: Mapping[str, Artifact], config: TrustConfig, out: Output, *, resources: Resources, progress: Progress
 ) -> dict[str, Any]:
     """Compare with the held-out labels; part: a row each, with sample_id, label, pseudo_label, confidence, wrong, and
-    for every score column c `harder_share:c`, `c`, and where the true labels were recorded `true:c`.
+    for every score column c `harder_share:c`, `given:c`, and where the true labels were recorded `true:c`.
 
     inputs: split, pseudo_label, proxy, score. Metrics: accuracy in all, per_class and by confidence; calibration; pool,
     what is expected to be wrong in it; along, wrong rows along every score; rank_correlation of every score with the
@@ -62,7 +62,7 @@ def run(
     num_train, draw = inputs["split"].metrics["num_train"], inputs["split"].manifest["config"]["settings"]["draw"]
     half = counter.uniform(config.seed, "trust-half", 0, holdout.sample_ids) < 0.5
     correlations = {
-        column: _correlation(table[column].to_numpy(), truth[f"true:{column}"])
+        column: _correlation(shares[f"given:{column}"], truth[f"true:{column}"])
         for column in harder
         if f"true:{column}" in truth
     }
@@ -143,7 +143,9 @@ def _predictions(holdout: Holdout, pseudo_label: Artifact) -> pa.Table:
 
 
 def _pool_scores(score: Artifact, ids: NDArray[np.int64], harder: Mapping[str, str]) -> dict[str, NDArray[Any]]:
-    """Of the held-out ids the scores, and the share of the pool that is harder, half of the equals counted with it."""
+    """Of the held-out ids the scores by the labels that the proxy was given, under `given:c`, and the share of the pool
+    that is harder, under `harder_share:c`, half of the equals counted with it.
+    """
     held: dict[str, NDArray[Any]] = {}
     for table in score.tables(columns=["sample_id", *harder]):
         place = np.searchsorted(ids, table["sample_id"].to_numpy())
@@ -159,7 +161,7 @@ def _pool_scores(score: Artifact, ids: NDArray[np.int64], harder: Mapping[str, s
             values = np.sort(table[column].to_numpy())
             below[column] += sum(np.searchsorted(values, held[column], side) for side in ("left", "right")) / 2
     shares = {column: below[column] / num_samples for column in harder}
-    return held | {
+    return {f"given:{column}": values for column, values in held.items()} | {
         HARDER_SHARE + column: 1 - shares[column] if end == "high" else shares[column] for column, end in harder.items()
     }
 

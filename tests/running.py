@@ -36,7 +36,7 @@ def tiny_recipe(data: Path, root: Path, **changes: object) -> Path:
             "augment": augment,
         },
         "proxy": {"model": model, "epochs": 8, "batch_size": 64, "augment": augment},
-        "score": {"aum": {}, "forgetting": {}, "el2n": {"num_epochs": 5}, "dual": {"T": 8, "J": 4}},
+        "score": {"aum": {}, "confidence": {}, "forgetting": {}, "el2n": {"num_epochs": 5}, "dual": {"T": 8, "J": 4}},
         "select": [
             {"name": "cutoff", "selector": "double_end", "keep_fraction": 0.3, "options": {"mislabel_fraction": 0.1}},
             {"name": "beta", "selector": "dual_beta", "keep_fraction": 0.3},

@@ -77,7 +77,7 @@ def test_a_share_is_that_of_the_pool_with_a_harder_score_and_half_of_the_equals(
         pool = scores[column].to_numpy() * (1 if harder == "high" else -1)
         expected = [((pool > pool[i]).sum() + (pool == pool[i]).sum() / 2) / N for i in held.sample_ids]
         np.testing.assert_allclose(held.harder_share(column), expected, atol=1e-12)
-        assert np.array_equal(held.table[column].to_numpy(), scores[column].to_numpy()[held.sample_ids])
+        assert np.array_equal(held.table[f"given:{column}"].to_numpy(), scores[column].to_numpy()[held.sample_ids])
 
 
 def test_scores_by_true_labels_are_those_of_their_own_record(
@@ -87,13 +87,13 @@ def test_scores_by_true_labels_are_those_of_their_own_record(
     expected = compute_scores(f"{done['proxy'].uri}/dynamics_true", list(options), **options)
     right = ~held.wrong
     for column in metrics["rank_correlation"]:
-        given, true = (held.table[name].to_numpy() for name in (column, f"true:{column}"))
+        given, true = (held.table[name].to_numpy() for name in (f"given:{column}", f"true:{column}"))
         assert np.array_equal(true, expected[column].to_numpy())
         assert np.array_equal(given[right], true[right])
         found = metrics["rank_correlation"][column]
         assert found["rho"] == pytest.approx(spearmanr(given, true).statistic)
         assert found["interval"][0] <= found["rho"] <= found["interval"][1]
-    assert set(metrics["rank_correlation"]) == {"aum", "forgetting", "el2n", "dual", "dual_mean"}
+    assert set(metrics["rank_correlation"]) == {"aum", "confidence", "forgetting", "el2n", "dual", "dual_mean"}
 
 
 def test_it_is_a_function_of_its_inputs(done: dict[str, Artifact], metrics: dict[str, Any], tmp_path: Path) -> None:
