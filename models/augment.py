@@ -55,7 +55,7 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
 
 def weak(images: torch.Tensor, config: WeakConfig, draw: Draw) -> torch.Tensor:
     """The weak view of uint8 [n, H, W, 3], normalised: flip, then a crop of the reflection-padded image."""
-    return normalise(_crop(images, config, draw))
+    return normalise(crop(images, config, draw))
 
 
 def strong(images: torch.Tensor, config: AugmentConfig, draw: Draw) -> torch.Tensor:
@@ -63,7 +63,7 @@ def strong(images: torch.Tensor, config: AugmentConfig, draw: Draw) -> torch.Ten
 
     All colour operations come first, then all geometric ones as one resampling; what enters from outside is mid-grey.
     """
-    views = _crop(images, config, draw)
+    views = crop(images, config, draw)
     matrix = np.tile(np.eye(3), (len(views), 1, 1))
     for slot in range(config.randaugment_num_ops):
         choice, amount, sign = (draw(_RANDAUGMENT + 3 * slot + number) for number in range(3))
@@ -79,8 +79,8 @@ def strong(images: torch.Tensor, config: AugmentConfig, draw: Draw) -> torch.Ten
     return _cut_out(result, config.cutout, draw)
 
 
-def _crop(images: torch.Tensor, config: WeakConfig, draw: Draw) -> torch.Tensor:
-    """A new uint8 tensor of the shape of `images`, made by one gather of pixels."""
+def crop(images: torch.Tensor, config: WeakConfig, draw: Draw) -> torch.Tensor:
+    """The weak view as pixels: a new uint8 tensor of the shape of `images`, made by one gather."""
     n, height, width, _ = images.shape
     rows = _shifted(height, config.crop_padding, draw(_CROP_Y))
     columns = _shifted(width, config.crop_padding, draw(_CROP_X))

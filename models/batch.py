@@ -22,6 +22,10 @@ class Batch:
     valid: torch.Tensor
     num_valid_global: int
 
+    def none(self) -> "Batch":
+        """No row, on any rank."""
+        return Batch(self.sample_ids[:0], self.images[:0], self.labels[:0], self.valid[:0], 0)
+
     def to(self, device: torch.device) -> "Batch":
         """The same rows with images and labels on `device`; ids and `valid` stay on the host, where rows are chosen."""
         return replace(

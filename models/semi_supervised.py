@@ -1,8 +1,8 @@
 """Training with labels for few samples: one loop for every algorithm of models/ssl.
 
 Reproducible for a fixed seed, world size and number of threads, also across a crash. Batch-norm statistics are those of
-each rank's own rows; rank 0's running ones are kept. Views are drawn anew in every step, so every repeat of a sample
-differs.
+each rank's own rows, and on several GPUs of the rows of all; rank 0's running ones are kept. Views are drawn anew in
+every step, so every repeat of a sample differs.
 """
 
 import math
@@ -36,7 +36,21 @@ class SemiSupervisedConfig(training.TrainingConfig):
     model: ModelConfig = ModelConfig(name="wrn_28_2")
     steps: int = Field(default=2**15, ge=1, description="updates in all")
     batch_size: int = Field(default=64, ge=1, description="labelled samples of a step, over all workers")
-    unlabelled_ratio: int = Field(default=7, ge=1, description="unlabelled samples of a step per labelled one")
+    micro_batches: int = Field(
+        default=1,
+        ge=1,
+        description="in which a step's rows pass through the network one after the other: less memory, a forward pass "
+        "more; batch-norm statistics are those of each",
+    )
+    class_balanced: bool = Field(default=False, description="labelled samples are drawn evenly over the classes")
+    logit_adjustment: float = Field(
+        default=0.0,
+        ge=0,
+        description="tau of 2007.07314, for long-tailed labels; 1 makes the average over classes of the error small",
+    )
+    unlabelled_ratio: int = Field(
+        default=7, ge=1, description="unlabelled samples of a step per labelled one; supervised reads none"
+    )
     unlabelled_weight: float = Field(default=1.0, ge=0, description="of the unlabelled loss")
     lr: float = Field(default=0.03, gt=0, description="learning rate at its highest")
     ema_decay: float = Field(default=0.999, ge=0, lt=1, description="of the averaged network, which predicts")
@@ -77,23 +91,42 @@ class SemiSupervisedConfig(training.TrainingConfig):
             message = first["msg"][:1].lower() + first["msg"][1:]
             raise ValueError(f"{option}={first['input']!r} cannot be used by {name!r}: {message}") from error
 
+    @model_validator(mode="after")
+    def _one_correction(self) -> "SemiSupervisedConfig":
+        if self.class_balanced and self.logit_adjustment:
+            raise ValueError(
+                f"class_balanced and logit_adjustment={self.logit_adjustment:g} both make up for rare classes, and "
+                "together overdo it: choose one"
+            )
+        return self
+
 
 class SemiSupervisedTrainer:
     """A network and its average in training; `train_steps` is called with consecutive ranges of steps.
 
-    num_samples: every sample_id is below it; seed: of the initial weights and of the views.
+    num_samples: every sample_id is below it; seed: of the initial weights and of the views; class_counts: int [C],
+    labelled samples of each class, which logit_adjustment needs.
     """
 
     def __init__(
-        self, config: SemiSupervisedConfig, num_classes: int, seed: int, device: torch.device, num_samples: int
+        self,
+        config: SemiSupervisedConfig,
+        num_classes: int,
+        seed: int,
+        device: torch.device,
+        num_samples: int,
+        class_counts: NDArray[np.int64] | None = None,
     ) -> None:
         self.config, self.seed, self.device = config, seed, device
-        self.model = training.seeded_model(config.model, num_classes, seed, device)
+        self.model = training.synchronised(training.seeded_model(config.model, num_classes, seed, device), device)
         self.ema = Ema(self.model, config.ema_decay)
         self.optimizer = training.optimiser(self.model, config)
         algorithm = algorithms()[config.algorithm]
         options = algorithm.Options.model_validate(config.options)
         self.algorithm = algorithm(options, num_classes, num_samples).to(device)
+        self.adjustment = torch.zeros(num_classes, device=device)
+        if config.logit_adjustment:
+            self.adjustment = logit_adjustment(config.logit_adjustment, class_counts).to(device)
 
     def lr(self, step: int) -> float:
         """Learning rate of an update, counted from 0: 7/16 of a half cosine, as in FixMatch."""
@@ -108,8 +141,9 @@ class SemiSupervisedTrainer:
         """Train on this rank's (labelled, unlabelled) batches of `steps`, and return means over steps and ranks.
 
         batches: one pair is taken per step, and none after the last; all ranks hold equally many rows, or the rows of a
-        step are dealt out evenly; on_step: told how many steps of the whole training are done. Returned: loss_labelled;
-        loss_unlabelled, before its weight; mask_rate, the mean weight of unlabelled rows.
+        step are dealt out evenly; the unlabelled one has no row where the algorithm reads none; on_step: told how many
+        steps of the whole training are done. Returned: loss_labelled; loss_unlabelled, before its weight; mask_rate,
+        the mean weight of unlabelled rows.
         """
         totals = torch.zeros(3, dtype=torch.float64, device=self.device)
         step = None
@@ -139,13 +173,15 @@ class SemiSupervisedTrainer:
             config.augment,
             config.precision,
             self.seed,
+            self.adjustment,
+            config.micro_batches,
         )
         losses = self.algorithm(step)
         self.optimizer.zero_grad()
         (losses.labelled + config.unlabelled_weight * losses.unlabelled).backward()
         sum_gradients(self.model.parameters())
         self.optimizer.step()
-        mask_rate = losses.weight.sum() / step.valid.sum()
+        mask_rate = losses.weight.sum() / step.valid.sum().clamp(min=1)
         return torch.stack([losses.labelled, losses.unlabelled, mask_rate]).detach().double()
 
     def predict(self, images: torch.Tensor | NDArray[np.uint8]) -> torch.Tensor:
@@ -168,3 +204,17 @@ class SemiSupervisedTrainer:
         state = training.load(data, self.device)
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
+
+
+def logit_adjustment(tau: float, class_counts: NDArray[np.int64] | None) -> torch.Tensor:
+    """tau * log of the share of each class, float32 [C], which the loss of labelled rows adds to their logits.
+
+    So the logits themselves learn what they would from classes of equal size, and the balanced error is small: the
+    average of the classes' own (2007.07314, the logit-adjusted loss). Predictions on unlabelled rows and the loss of
+    these are of the logits themselves: pseudo-labels then do not follow the long tail of the labels. ValueError if a
+    class has no labelled sample.
+    """
+    if class_counts is None or (class_counts == 0).any():
+        lacking = "no class_counts are given" if class_counts is None else f"class {class_counts.argmin()} has no label"
+        raise ValueError(f"logit_adjustment={tau:g} needs labels of every class, and {lacking}")
+    return torch.from_numpy(tau * np.log(class_counts / class_counts.sum())).float()

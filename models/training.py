@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from models.augment import normalise
 from models.backbones import Backbone, ModelConfig
+from models.distributed import world_size
 from models.precision import Precision, autocast
 from pipeline import counter
 from pipeline.config import Config
@@ -39,6 +40,17 @@ def seeded_model(config: ModelConfig, num_classes: int, seed: int, device: torch
         model = config.build(num_classes)
     placed: Backbone = model.to(device)
     return placed
+
+
+def synchronised(model: Backbone, device: torch.device) -> Backbone:
+    """The network with batch norms over the rows of all ranks, where there are several and each has a GPU.
+
+    Gloo on CPUs would take longer to exchange their statistics, layer by layer, than the layers take.
+    """
+    if device.type != "cuda" or world_size() == 1:
+        return model
+    converted: Backbone = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return converted
 
 
 def optimiser(model: nn.Module, config: TrainingConfig) -> torch.optim.SGD:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.clustering import ClusterConfig
@@ -31,37 +30,32 @@ def run(
     """Assign the pool; part: as `pipeline.pseudo_label` has them, with train_label always the cluster, whose number has
     nothing to do with that of a class.
 
-    inputs: encode, cluster. Metrics: cluster_fractions, the share of the pool in each, besides those of
-    `pipeline.pseudo_label`.
+    inputs: encode, cluster. Metrics: those of `pipeline.pseudo_label`.
     """
     encode, cluster = inputs["encode"], inputs["cluster"]
     items = list(enumerate(encode.parts()))
     assign = partial(_assign, encode=encode, cluster=cluster, uri=out.uri)
-    counts = np.zeros(cluster.manifest["config"]["num_clusters"], dtype=np.int64)
     confidence = 0.0
-    for part, sizes, total in map_items(items, assign, resources=resources, progress=progress, unit="parts"):
+    for part, total in map_items(items, assign, resources=resources, progress=progress, unit="parts"):
         out.add(part)
-        counts += sizes
         confidence += total
-    num_samples = int(counts.sum())
-    return {
-        "num_samples": num_samples,
-        "mean_confidence": confidence / num_samples,
-        "cluster_fractions": (counts / num_samples).tolist(),
-    }
+    num_samples = sum(part.rows for part in out.parts)
+    return {"num_samples": num_samples, "mean_confidence": confidence / num_samples}
 
 
-def _assign(
-    item: tuple[int, Part], encode: Artifact, cluster: Artifact, uri: str
-) -> tuple[Part, NDArray[np.int64], float]:
-    """One task: the samples of one file of embeddings; what it wrote, samples per cluster, sum of the confidences."""
+def are_clusters(pseudo_label: Artifact) -> bool:
+    """Whether the labels of a finished stage `pseudo_label` are numbers of clusters, and not classes."""
+    return "cluster" in pseudo_label.manifest["inputs"]
+
+
+def _assign(item: tuple[int, Part], encode: Artifact, cluster: Artifact, uri: str) -> tuple[Part, float]:
+    """One task: the samples of one file of embeddings; what it wrote, and the sum of the confidences."""
     number, source = item
     low = sum(part.rows for part in encode.parts()[:number])
     (model,) = cluster.parts("model")
     place = storage.join(cluster.uri, model.name)
     predictor = _load(place, model.sha256, json.dumps(cluster.manifest["config"]))
-    probabilities = predictor.predict(read_block(encode, source))
-    top, order = probabilities.topk(2, dim=1)
+    top, order = predictor.predict(read_block(encode, source)).topk(2, dim=1)
     label = order[:, 0].numpy().astype(np.int64)
     table = pa.table(
         {
@@ -72,8 +66,7 @@ def _assign(
             "train_label": label,
         }
     )
-    sizes = np.bincount(label, minlength=probabilities.shape[1])
-    return write_table_part(uri, f"part-{number:06d}", table), sizes, float(top[:, 0].double().sum())
+    return write_table_part(uri, f"part-{number:06d}", table), float(top[:, 0].double().sum())
 
 
 @lru_cache(maxsize=1)

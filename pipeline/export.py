@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipeline import shards, storage
+from pipeline.cluster_labels import are_clusters
 from pipeline.config import Config
 from pipeline.index import load_index, load_shards
 from pipeline.parallel import map_items
@@ -34,9 +35,10 @@ def run(
     """Write one coreset, in the order of sample_id; equal selections give equal bytes for any number of workers.
 
     inputs: index, pseudo_label, score, select. Files: coreset.parquet (sample_id, key, shard, row, train_label, scores,
-    pseudo_label, confidence, rank), keys.txt, indices.npy (int64), shards/coreset-000000.tar and on. A reader should
-    look for `_MANIFEST.json` beside them: without it they are what a killed export left. DataError if a source shard is
-    not the one that was indexed.
+    pseudo_label, pseudo_label_confidence, rank; without labels cluster and cluster_confidence in the place of these
+    three), keys.txt, indices.npy (int64), shards/coreset-000000.tar and on. A reader should look for `_MANIFEST.json`
+    beside them: without it they are what a killed export left. DataError if a source shard is not the one that was
+    indexed.
     """
     selected = inputs["select"].table().sort_by("sample_id")
     ids = selected["sample_id"].to_numpy()
@@ -44,8 +46,12 @@ def run(
     scores = _rows_of(inputs["score"], ids)
     predicted = _rows_of(inputs["pseudo_label"], ids, ["sample_id", "pseudo_label", "confidence"])
     columns = {name: rows[name] for name in ("sample_id", "key", "shard", "row")}
-    for table in (scores, predicted):
-        columns |= {name: table[name] for name in table.column_names if name != "sample_id"}
+    columns |= {name: scores[name] for name in scores.column_names if name != "sample_id"}
+    label = "pseudo_label"
+    if are_clusters(inputs["pseudo_label"]):
+        label = "cluster"
+        del columns["train_label"]
+    columns |= {label: predicted["pseudo_label"], f"{label}_confidence": predicted["confidence"]}
     if config.shards:
         items = shards.plan(rows, load_shards(inputs["index"]), config.samples_per_shard)
         task = partial(_write_shard, uri=out.uri)

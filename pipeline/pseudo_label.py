@@ -1,16 +1,20 @@
 """Stage `pseudo_label`: what the semi-supervised model says of every image, kept by sample_id."""
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pydantic import Field
 
 from pipeline import ingest
+from pipeline.batches import Step
 from pipeline.config import Config
 from pipeline.epoch_plan import in_order
 from pipeline.parallel import map_items
@@ -19,14 +23,21 @@ from pipeline.resources import Resources
 from pipeline.ssl import SslConfig
 from pipeline.stage import Artifact, Output, Part, Progress, write_table_part
 
+if TYPE_CHECKING:
+    import torch
+
+    from models.training import Predictor
+
 
 class PseudoLabelConfig(Config):
     """labelled_rows: what the proxy trains on where the model was given the label, that label or the model's.
 
     Held-out rows are never given theirs: they are as the unlabelled ones are, so that they can speak for them.
+    views: of how many weak views of each image the probabilities are averaged; 1 is the image itself.
     """
 
     labelled_rows: Literal["ground_truth", "model"] = "ground_truth"
+    views: Annotated[int, Field(ge=1, le=100)] = 1
 
 
 def run(
@@ -35,7 +46,8 @@ def run(
     """Predict the pool; part: sample_id, pseudo_label, confidence, margin (first minus second), train_label.
 
     inputs: index, split, ssl. Part `holdout`: sample_id, label, logits f32[C] and features f32[d] of the held-out
-    rows, if there are any; neither the model nor the proxy is told their labels.
+    rows, if there are any; neither the model nor the proxy is told their labels. Of several views the logits are the
+    logarithm of their mean probabilities, the features their mean.
     """
     num_samples = inputs["index"].metrics["num_samples"]
     starts = list(range(0, num_samples, ROWS_PER_TASK))
@@ -44,7 +56,7 @@ def run(
         index=inputs["index"],
         split=inputs["split"],
         ssl=inputs["ssl"],
-        labelled_rows=config.labelled_rows,
+        config=config,
         uri=out.uri,
         resources=resources,
     )
@@ -107,20 +119,26 @@ def train_labels(pseudo_label: Artifact, low: int, high: int) -> NDArray[np.int6
 
 
 def _predict(
-    start: int, index: Artifact, split: Artifact, ssl: Artifact, labelled_rows: str, uri: str, resources: Resources
+    start: int,
+    index: Artifact,
+    split: Artifact,
+    ssl: Artifact,
+    config: PseudoLabelConfig,
+    uri: str,
+    resources: Resources,
 ) -> list[Part]:
     """One task: ids `start` .. `start + ROWS_PER_TASK - 1`."""
     import torch
 
     images = ingest.open_images(index, resources)
     ids = np.arange(start, min(start + ROWS_PER_TASK, len(images.samples)), dtype=np.int64)
-    predictor = load_predictor(ssl, SslConfig, resources)
+    predict = partial(_embed, load_predictor(ssl, SslConfig, resources), ssl, config.views)
     steps = images.steps(in_order(images.samples, ids, ROWS_AT_A_TIME))
-    features, logits = map(torch.cat, zip(*(predictor.embed(step.images) for step in steps), strict=True))
+    features, logits = map(torch.cat, zip(*map(predict, steps), strict=True))
     top, order = torch.softmax(logits, dim=1).topk(2, dim=1)
     pseudo_label = order[:, 0].numpy().astype(np.int64)
     train_label = pseudo_label.copy()
-    if labelled_rows == "ground_truth":
+    if config.labelled_rows == "ground_truth":
         known, labels = _labelled(split, "train", ids)
         train_label[known - start] = labels
     table = pa.table(
@@ -140,6 +158,22 @@ def _predict(
         table = pa.table({"sample_id": held, "label": labels, **vectors})
         parts.append(write_table_part(uri, f"holdout-{number:06d}", table))
     return parts
+
+
+def _embed(predictor: "Predictor", ssl: Artifact, views: int, step: Step) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Features [n, d] and logits [n, C] of the images, or of `views` weak views of each, like those of the training."""
+    import torch
+
+    from models.augment import Draw, crop
+
+    if views == 1:
+        whole: tuple[torch.Tensor, torch.Tensor] = predictor.embed(step.images)
+        return whole
+    trained = SslConfig.model_validate_json(json.dumps(ssl.manifest["config"]))
+    images, augment = torch.from_numpy(step.images), trained.training.augment
+    draws = [Draw(trained.seed, "pseudo-label", view, step.ids) for view in range(views)]
+    features, logits = zip(*(predictor.embed(crop(images, augment, draw)) for draw in draws), strict=True)
+    return torch.stack(features).mean(0), torch.stack(logits).log_softmax(dim=2).logsumexp(dim=0) - math.log(views)
 
 
 def _labelled(split: Artifact, role: str, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

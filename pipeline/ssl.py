@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from models.semi_supervised import SemiSupervisedConfig
 from pipeline import ingest
 from pipeline.batches import as_batches
+from pipeline.class_balance import BalancedPlan
 from pipeline.config import Config
+from pipeline.epoch_order import Ids
 from pipeline.epoch_plan import Plan
 from pipeline.epochs import EpochLog
 from pipeline.errors import UserError
@@ -22,7 +23,10 @@ from pipeline.stage import Artifact, Output, Progress
 from pipeline.training import Worker, train
 
 if TYPE_CHECKING:
+    import torch
+
     from models.batch import Batch
+    from models.semi_supervised import SemiSupervisedTrainer
 
 
 class SslConfig(Config):
@@ -38,13 +42,20 @@ def run(
 ) -> dict[str, Any]:
     """Train; parts: `model` (EMA weights) and `history` (one row per commit: step, losses, mask_rate).
 
-    inputs: index, split.
+    inputs: index, split; `start`, an earlier training of the same settings, if this one begins with its EMA weights.
     """
     training = config.training
     log = EpochLog(f"{out.uri}/training")
     train(
         _loop,
-        {"index": inputs["index"], "split": inputs["split"], "config": config, "uri": log.uri, "resources": resources},
+        {
+            "index": inputs["index"],
+            "split": inputs["split"],
+            "config": config,
+            "uri": log.uri,
+            "resources": resources,
+            "start": inputs.get("start"),
+        },
         out.uri,
         resources,
         progress,
@@ -54,7 +65,8 @@ def run(
     commits = log.commits()
     out.write_table(pa.Table.from_pylist([commit.facts["metrics"] for commit in commits]), "history")
     num_samples = inputs["index"].metrics["num_samples"]
-    out.write("model", ".pt", _weights(config, num_samples, log.read_checkpoint(commits[-1])))
+    _, labels = _labelled(inputs["split"])
+    out.write("model", ".pt", _weights(config, num_samples, labels, log.read_checkpoint(commits[-1])))
     return {
         "steps": training.steps,
         "algorithm": training.algorithm,
@@ -62,53 +74,79 @@ def run(
     }
 
 
-def _weights(config: SslConfig, num_samples: int, checkpoint: bytes) -> bytes:
+def _weights(config: SslConfig, num_samples: int, labels: Ids, checkpoint: bytes) -> bytes:
     """The EMA weights inside a training checkpoint."""
     import torch
 
-    from models.semi_supervised import SemiSupervisedTrainer
-
-    trainer = SemiSupervisedTrainer(config.training, config.num_classes, config.seed, torch.device("cpu"), num_samples)
+    trainer = _trainer(config, num_samples, labels, torch.device("cpu"))
     trainer.restore(checkpoint)
     return trainer.weights()
 
 
-def _loop(worker: Worker, index: Artifact, split: Artifact, config: SslConfig, uri: str, resources: Resources) -> None:
-    """What every worker runs: from the last commit to the last step."""
+def _trainer(config: SslConfig, num_samples: int, labels: Ids, device: "torch.device") -> "SemiSupervisedTrainer":
     from models.semi_supervised import SemiSupervisedTrainer
 
-    training, seed = config.training, config.seed
+    counts = np.bincount(labels, minlength=config.num_classes)
+    return SemiSupervisedTrainer(config.training, config.num_classes, config.seed, device, num_samples, counts)
+
+
+def _labelled(split: Artifact) -> tuple[Ids, Ids]:
+    """sample_ids and labels of the rows whose labels are learned."""
+    roles = split.table()
+    train = roles.filter(pc.equal(roles["role"], "train"))
+    return train["sample_id"].to_numpy(), train["label"].to_numpy()
+
+
+def _loop(
+    worker: Worker,
+    index: Artifact,
+    split: Artifact,
+    config: SslConfig,
+    uri: str,
+    resources: Resources,
+    start: Artifact | None = None,
+) -> None:
+    """What every worker runs: from the last commit to the last step."""
+    from models.training import load
+
+    training = config.training
     images = ingest.open_images(index, resources)
     samples = images.samples
-    roles = split.table()
-    labelled = roles.filter(pc.equal(roles["role"], "train"))
+    known, known_labels = _labelled(split)
     labels = np.full(len(samples), -1, dtype=np.int64)
-    labels[labelled["sample_id"].to_numpy()] = labelled["label"].to_numpy()
+    labels[known] = known_labels
 
     log = EpochLog(uri)
-    trainer = SemiSupervisedTrainer(training, config.num_classes, seed, worker.device, len(samples))
+    trainer = _trainer(config, len(samples), known_labels, worker.device)
     last = worker.agree(log.latest() if worker.rank == 0 else None)
     if last is not None:
         trainer.restore(log.read_checkpoint(last))
+    elif start is not None:
+        weights = load(start.read(start.parts("model")[0]), worker.device)
+        for network in (trainer.model, trainer.ema.module):
+            network.load_state_dict(weights)
     step = last.facts["step"] if last else 0
 
-    def batches(purpose: str, batch_size: int, ids: NDArray[np.int64] | None = None) -> Iterator["Batch"]:
-        plan = Plan(samples, seed, purpose, batch_size, worker.rank, worker.world_size, ids)
+    def batches(plan: Plan | BalancedPlan) -> Iterator["Batch"]:
         return as_batches(opened.enter_context(closing(images.steps(plan.endless(step)))), labels)
+
+    def pairs() -> Iterator[tuple["Batch", "Batch"]]:
+        seed, place, size = config.seed, (worker.rank, worker.world_size), training.batch_size
+        if training.class_balanced:
+            labelled = batches(BalancedPlan(known, known_labels, seed, "ssl-labelled", size, *place))
+        else:
+            labelled = batches(Plan(samples, seed, "ssl-labelled", size, *place, known))
+        if not trainer.algorithm.reads_unlabelled:
+            return ((batch, batch.none()) for batch in labelled)
+        everything = Plan(samples, seed, "ssl-unlabelled", size * training.unlabelled_ratio, *place)
+        return zip(labelled, batches(everything), strict=True)
 
     worker.tick(step)
     with ExitStack() as opened:
-        pairs = worker.meter.watch(
-            zip(
-                batches("ssl-labelled", training.batch_size, labelled["sample_id"].to_numpy()),
-                batches("ssl-unlabelled", training.batch_size * training.unlabelled_ratio),
-                strict=True,
-            ),
-            lambda pair: sum(len(batch.sample_ids) for batch in pair),
-        )
+        watched = worker.meter.watch(pairs(), lambda pair: sum(len(batch.sample_ids) for batch in pair))
         while step < training.steps:
             until = min(training.steps, step + training.checkpoint_every)
-            metrics = trainer.train_steps(range(step, until), pairs, worker.tick)
+            metrics = trainer.train_steps(range(step, until), watched, worker.tick)
             if not all(map(math.isfinite, metrics.values())):
                 raise UserError(f"ssl diverged before step {until}: lower ssl.lr {training.lr:g}")
             step = until

@@ -34,7 +34,7 @@ class Algorithm(nn.Module):
     """One semi-supervised algorithm; its memory is registered buffers, which checkpoints include.
 
     defaults: settings of SemiSupervisedConfig that its authors have otherwise; teacher: which network predicts on the
-    weak views, "model" in training mode or "ema" in evaluation mode.
+    weak views, "model" in training mode or "ema" in evaluation mode; reads_unlabelled: if not, steps have no such row.
     """
 
     class Options(Config):
@@ -42,6 +42,7 @@ class Algorithm(nn.Module):
 
     defaults: ClassVar[Mapping[str, Any]] = {}
     teacher: ClassVar[Literal["model", "ema"]] = "model"
+    reads_unlabelled: ClassVar[bool] = True
 
     def __init__(self, options: Any, num_classes: int, num_samples: int) -> None:
         """options: of type Options; num_samples: ids are below it, for algorithms that remember each sample."""
@@ -64,8 +65,8 @@ class Algorithm(nn.Module):
         raise NotImplementedError
 
     def labelled_loss(self, step: Step, logits: torch.Tensor) -> torch.Tensor:
-        """L_s: the mean cross-entropy."""
-        return functional.cross_entropy(logits, step.labels, ignore_index=-1)
+        """L_s: the mean cross-entropy of adjusted logits."""
+        return functional.cross_entropy(logits + step.adjustment, step.labels, ignore_index=-1)
 
     def unlabelled_loss(
         self, step: Step, logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor

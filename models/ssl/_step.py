@@ -1,5 +1,6 @@
 """One step of semi-supervised training, as an algorithm sees it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from models import micro_batches
 from models.augment import AugmentConfig, Draw, strong, weak
 from models.batch import Batch
 from models.distributed import gather_rows, world_size
@@ -22,7 +24,9 @@ class Step:
     on every rank. Gradients reach this rank's own rows alone: those of all ranks add up to the loss's.
 
     labelled, unlabelled: this rank's B and n rows, on the device, as many as other ranks have (`evened`); model, ema:
-    the network in training mode and its average in evaluation mode. Nothing is computed before an algorithm asks.
+    the network in training mode and its average in evaluation mode; adjustment: float32 [C], added to the logits of
+    labelled rows in their loss; micro_batches: in which rows pass through a network, one after the other. Nothing is
+    computed before an algorithm asks.
     """
 
     number: int
@@ -34,6 +38,8 @@ class Step:
     augment: AugmentConfig
     precision: Precision
     seed: int
+    adjustment: torch.Tensor
+    micro_batches: int
 
     @property
     def progress(self) -> float:
@@ -83,17 +89,19 @@ class Step:
     @torch.no_grad()
     def predict(self, views: torch.Tensor, network: Literal["model", "ema"] = "model") -> torch.Tensor:
         """Probabilities, float32 [.., C], of all ranks' views, without gradient."""
-        with autocast(self.precision, views.device):
-            logits = (self.model if network == "model" else self.ema)(views)
+        logits = self._forward(self.model if network == "model" else self.ema, [views])
         return gather_rows(logits.softmax(dim=1))
 
     def logits(self, *views: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Logits, float32 [.., C], of the network to train for all ranks' views of each kind: one forward pass."""
-        images = torch.cat(views)
-        with autocast(self.precision, images.device):
-            logits = self.model(images)
+        logits = self._forward(self.model, views)
         kinds = gather_rows(logits).view(-1, *logits.shape).split([len(view) for view in views], dim=1)
         return tuple(kind.flatten(0, 1) for kind in kinds)
+
+    def _forward(self, network: nn.Module, views: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Logits of this rank's views, one kind after the other."""
+        with autocast(self.precision, views[0].device):
+            return micro_batches.forward(network, views, self.micro_batches)
 
 
 def evened(batch: Batch) -> Batch:

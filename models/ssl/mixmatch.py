@@ -46,7 +46,7 @@ class MixMatch(Algorithm):
 
         labelled, *unlabelled = step.logits(*images.split(sizes))
         known, *guesses = (gather_rows(rows) for rows in target.split(sizes))
-        losses = functional.cross_entropy(labelled, known, reduction="none")
+        losses = functional.cross_entropy(labelled + step.adjustment, known, reduction="none")
         distances = sum((z.softmax(1) - q).square().mean(1) for z, q in zip(unlabelled, guesses, strict=True)) / 2
         weight = ramp(step, self.options.ramp) * step.valid
         return Losses(mean(losses, step.labels >= 0), mean(weight * distances, step.valid), weight)

@@ -6,9 +6,9 @@ from models.ssl import Algorithm, Losses, Step
 
 
 class Supervised(Algorithm):
-    """L_u = 0: no unlabelled row passes through the network, so few of them need be read."""
+    """L_u = 0: no unlabelled row is read."""
 
-    defaults: ClassVar = {"unlabelled_ratio": 1}
+    reads_unlabelled: ClassVar = False
 
     def forward(self, step: Step) -> Losses:
         """The mean cross-entropy of weak views of the labelled rows."""

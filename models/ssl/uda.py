@@ -37,7 +37,8 @@ class UDA(Algorithm):
             return super().labelled_loss(step, logits)
         t = step.progress
         a = {"linear": t, "log": 1 - math.exp(-5 * t), "exp": math.exp(5 * (t - 1))}[self.options.annealing]
-        losses = functional.cross_entropy(logits, step.labels, ignore_index=-1, reduction="none")
+        adjusted = logits + step.adjustment
+        losses = functional.cross_entropy(adjusted, step.labels, ignore_index=-1, reduction="none")
         limit = a * (1 - 1 / self.num_classes) + 1 / self.num_classes
         counts = (step.labels >= 0) & ((-losses.detach()).exp() <= limit)
         return (losses * counts).sum() / counts.sum().clamp(min=1)

@@ -89,7 +89,7 @@ def class_balance(report: Mapping[str, Any]) -> Markup:
         axes.set_ylabel("share of images, %")
         axes.margins(x=0.01)
         if many:
-            axes.set_xlabel("classes, the largest of the pool first")
+            axes.set_xlabel(f"{'clusters' if report['clusters'] else 'classes'}, the largest of the pool first")
         else:
             names = [_shorten(balance["classes"][label]) for label in order]
             long = len(names) * max(map(len, names)) > 90

@@ -25,7 +25,8 @@ def gather(inputs: Inputs, title: str, examples: int) -> dict[str, Any]:
     """Everything as JSON values; fractions, never percent. Sections that a run lacks are None."""
     num_samples = inputs["index"].metrics["num_samples"]
     pool = tables.by_id(inputs["pseudo_label"], ["pseudo_label", "confidence", "train_label"], num_samples)
-    names = _class_names(inputs["index"])
+    clusters = "cluster" in inputs
+    names = _class_names(inputs["index"], clusters)
     chosen = {name.removeprefix("select:"): artifact for name, artifact in inputs.items() if name.startswith("select:")}
     kept = {name: _kept(artifact, num_samples) for name, artifact in chosen.items()}
     accuracy = _accuracy(inputs.get("evaluate"), chosen)
@@ -35,6 +36,7 @@ def gather(inputs: Inputs, title: str, examples: int) -> dict[str, Any]:
         "headline": headline([row for row in accuracy["rows"] if row["is_coreset"]] if accuracy else []),
         "num_samples": num_samples,
         "num_classes": len(names),
+        "clusters": clusters,
         "labels_paid": split["num_train"] + split["num_holdout"],
         "labels_train": split["num_train"],
         "labels_holdout": split["num_holdout"],
@@ -62,9 +64,11 @@ def gather(inputs: Inputs, title: str, examples: int) -> dict[str, Any]:
     }
 
 
-def _class_names(index: Artifact) -> list[str]:
+def _class_names(index: Artifact, clusters: bool) -> list[str]:
+    """Of pseudo-labels; which class a cluster is, if it is one, nobody has said."""
     config = index.manifest["config"]["data"]
-    return list(config["classes"]) or [str(label) for label in range(config["num_classes"])]
+    numbers = [str(label) for label in range(config["num_classes"])]
+    return [f"cluster {number}" for number in numbers] if clusters else list(config["classes"]) or numbers
 
 
 def _kept(select: Artifact, num_samples: int) -> NDArray[np.bool_]:

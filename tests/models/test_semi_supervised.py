@@ -1,11 +1,13 @@
 """The semi-supervised loop: its losses, its seam, that it resumes, that unlabelled images help."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import nn
 from torch.nn import functional
 
 from models import semi_supervised
@@ -183,3 +185,38 @@ def test_unlabelled_digits_help(digits):
     supervised = (alone.predict(test.images).argmax(1) == test.labels).float().mean().item()
     assert semi > 0.93
     assert semi > supervised + 0.01
+
+
+def test_logit_adjustment_is_tau_times_the_log_of_each_classs_share():
+    counts = np.array([60, 30, 9, 1])
+    expected = [2.5 * math.log(count / 100) for count in (60, 30, 9, 1)]
+    assert semi_supervised.logit_adjustment(2.5, counts).tolist() == pytest.approx(expected)
+    config = CONFIG.model_copy(update={"logit_adjustment": 2.5})
+    trainer = SemiSupervisedTrainer(config, 4, seed=1, device=CPU, num_samples=40, class_counts=counts)
+    assert trainer.adjustment.tolist() == pytest.approx(expected)
+    for lacking, why in ((None, "no class_counts are given"), (np.array([3, 0, 1, 0]), "class 1 has no label")):
+        with pytest.raises(ValueError, match=f"^logit_adjustment=2.5 needs labels of every class, and {why}$"):
+            SemiSupervisedTrainer(config, 4, seed=1, device=CPU, num_samples=40, class_counts=lacking)
+
+
+def test_two_corrections_for_rare_classes_are_one_too_many():
+    with pytest.raises(ValidationError, match=r"class_balanced and logit_adjustment=0\.5 both make up for rare "):
+        SemiSupervisedConfig(class_balanced=True, logit_adjustment=0.5)
+
+
+def test_batch_norms_are_synchronised_on_several_gpus_and_nowhere_else(monkeypatch):
+    """The weights are found under the same names."""
+
+    def converted(kind, ranks):
+        monkeypatch.setattr(semi_supervised.training, "world_size", lambda: ranks)
+        model = semi_supervised.training.seeded_model(CONFIG.model, 4, 1, CPU)
+        return semi_supervised.training.synchronised(model, torch.device(kind))
+
+    alone = converted("cuda", 1)
+    several = converted("cuda", 2)
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in several.modules())
+    for other in (alone, converted("cpu", 2)):
+        assert not any(isinstance(module, nn.SyncBatchNorm) for module in other.modules())
+    alone.load_state_dict(several.state_dict())
+    for one, other in zip(several.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(one, other)

@@ -90,7 +90,7 @@ def table_artifact(root: Path, name: str, tables: Iterable[Any]) -> Artifact:
     out = Output(str(root / name))
     for table in tables:
         out.write_table(table)
-    return Artifact(out.uri, {"parts": [vars(part) for part in out.parts], "metrics": {}})
+    return Artifact(out.uri, {"parts": [vars(part) for part in out.parts], "metrics": {}, "inputs": {}})
 
 
 def take(index: Artifact, ids: Iterable[int]) -> NDArray[np.uint8]:

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import tarfile
 from pathlib import Path
@@ -33,7 +34,7 @@ def make_inputs(root, parts=1, kept=KEPT):
     foreign_tar(data / "1.tar", members, tarfile.GNU_FORMAT)
     write_shard(data / "2.tar", [(f"c{n}", {"cls": b"0", "webp": image(n, form="WEBP")}) for n in (7, 8, 9)])
     chunks = np.array_split(np.arange(10), parts)[::-1]
-    scores = {"aum": lambda ids: ids / np.float32(4), "el2n": lambda ids: 1 - ids.astype("f4")}
+    scores = {"aum": lambda ids: ids / np.float32(4), "confidence": lambda ids: 1 - ids.astype("f4")}
     predicted = {
         "pseudo_label": lambda ids: ids % 3,
         "confidence": lambda ids: 1 / (ids + 1).astype("f4"),
@@ -76,19 +77,34 @@ def test_the_table_the_keys_and_the_ids(exported):
     folder = Path(artifact.uri)
     rows = pq.read_table(folder / "coreset.parquet")
     assert rows.column_names == [
-        "sample_id", "key", "shard", "row", "aum", "el2n", "pseudo_label", "confidence", "rank",
+        "sample_id", "key", "shard", "row", "aum", "confidence", "pseudo_label", "pseudo_label_confidence", "rank",
     ]  # fmt: skip
     assert rows["sample_id"].to_pylist() == KEPT
     keys = ["a0", "a2", "a3", "b5", "b6", "c8", "c9"]
     assert rows["key"].to_pylist() == keys
     assert rows["row"].to_pylist() == [0, 3, 4, 1, 2, 1, 2]
     assert rows["aum"].to_pylist() == [n / 4 for n in KEPT]
+    assert rows["confidence"].to_pylist() == [1 - n for n in KEPT]
     assert rows["pseudo_label"].to_pylist() == [n % 3 for n in KEPT]
+    assert rows["pseudo_label_confidence"].to_pylist() == [1 / np.float32(n + 1) for n in KEPT]
     assert rows["rank"].to_pylist() == [6, 5, 4, 3, 2, 1, 0]
     assert (folder / "keys.txt").read_text().splitlines() == keys
     ids = np.load(folder / "indices.npy", allow_pickle=False)
     assert ids.dtype == np.int64
     assert ids.tolist() == KEPT
+
+
+def test_clusters_are_called_so_and_no_label_is_told(exported, ray_local, tmp_path):
+    inputs, artifact = exported
+    free = dataclasses.replace(
+        inputs["pseudo_label"], manifest={**inputs["pseudo_label"].manifest, "inputs": {"cluster": ""}}
+    )
+    scores = [inputs["score"].table().append_column("train_label", pa.array(np.arange(10) % 3))]
+    inputs = {**inputs, "pseudo_label": free, "score": table_artifact(tmp_path, "score", scores)}
+    rows = pq.read_table(Path(run(tmp_path, inputs, shards=False).uri) / "coreset.parquet")
+    labelled = pq.read_table(Path(artifact.uri) / "coreset.parquet")
+    names = [name.replace("pseudo_label", "cluster") for name in labelled.column_names]
+    assert rows.equals(labelled.rename_columns(names))
 
 
 def test_the_shards_hold_the_original_members_byte_for_byte(exported):

@@ -78,7 +78,17 @@ def test_typical_images_need_embeddings_and_no_clusters(tmp_path: Path) -> None:
         ((), {"cluster": CLUSTER, "encode": {"encoder": "pixels"}}, "both of the sections ssl and cluster are there"),
         ((), {"split": {"num_labelled": 0}}, "split.num_labelled is 0, but ssl needs labels: raise it, or replace ssl"),
         (("ssl",), {"cluster": CLUSTER}, "cluster needs embeddings: add the section encode"),
-        ((), {"split": {"num_labelled": 9, "draw": "typiclust"}}, "split.draw=typiclust needs embeddings: add the sec"),
+        ((), {"split": {"num_labelled": 9}}, "split.num_labelled=9 is less than data.num_classes=10, and each class"),
+        (
+            ("ssl",),
+            {"cluster": CLUSTER, "encode": {"encoder": "pixels"}, "pseudo_label": {"labelled_rows": "model"}},
+            "pseudo_label says what becomes of the predictions of ssl, but here clusters are the pseudo-labels: remove",
+        ),
+        (
+            (),
+            {"split": {"num_labelled": 40, "draw": "typiclust"}},
+            "split.draw=typiclust needs embeddings: add the sec",
+        ),
         ((), {"encode": {"encoder": "pixels"}}, "nothing reads the embeddings of encode: remove it"),
         (("ssl",), {"cluster": {"batch_size": 1}, "encode": {"encoder": "pixels"}}, "cluster.batch_size=1 leaves some"),
         (("ssl",), {"cluster": {"head": 1}}, "unknown key 'cluster.head'; did you mean 'heads'?"),

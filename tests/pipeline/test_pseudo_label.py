@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from models.augment import Draw, crop
 from models.training import Predictor
 from pipeline import pseudo_label
-from pipeline.pseudo_label import Holdout
+from pipeline.pseudo_label import Holdout, PseudoLabelConfig
 from pipeline.resources import Resources
 from pipeline.ssl import SslConfig
 from pipeline.stage import Artifact
@@ -92,12 +93,12 @@ def test_the_metrics_are_a_recount(table: pa.Table, done: dict[str, Artifact]) -
 
 
 def predict(
-    done: dict[str, Artifact], folder: Path, start: int, labelled_rows: str = "ground_truth", **resources: Any
+    done: dict[str, Artifact], folder: Path, start: int, config: dict[str, Any] | None = None, **resources: Any
 ) -> pa.Table:
     """One task of the stage, in this process."""
     inputs = {"index": done["index"], "split": done["split"], "ssl": done["ssl"]}
     part, *_ = pseudo_label._predict(
-        start, **inputs, labelled_rows=labelled_rows, uri=str(folder), resources=Resources(**resources)
+        start, **inputs, config=PseudoLabelConfig(**(config or {})), uri=str(folder), resources=Resources(**resources)
     )
     written = pq.read_table(folder / part.name)
     assert part.rows == written.num_rows
@@ -107,7 +108,7 @@ def predict(
 def test_the_models_own_labels_train_the_proxy_where_that_is_asked_for(
     done: dict[str, Artifact], table: pa.Table, tmp_path: Path
 ) -> None:
-    model = predict(done, tmp_path, 0, labelled_rows="model")
+    model = predict(done, tmp_path, 0, {"labelled_rows": "model"})
     assert model["train_label"].equals(model["pseudo_label"])
     assert model["pseudo_label"].equals(table["pseudo_label"])
 
@@ -125,3 +126,26 @@ def test_images_from_the_shards_are_said_to_be_the_same(
     done: dict[str, Artifact], table: pa.Table, tmp_path: Path
 ) -> None:
     assert predict(done, tmp_path, 0, images="stream").equals(table)
+
+
+def test_several_views_are_averaged_and_the_same_ones_wherever_the_pool_is_cut(
+    done: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the network's probabilities of every view, taken one image at a time from the first 20."""
+    whole = predict(done, tmp_path, 0, {"views": 3})
+    config = SslConfig.model_validate_json(json.dumps(done["ssl"].manifest["config"]))
+    (part,) = done["ssl"].parts("model")
+    predictor = Predictor(
+        config.training.model, 10, done["ssl"].read(part), config.training.precision, torch.device("cpu")
+    )
+    for row in range(20):
+        image = torch.from_numpy(take(done["index"], [row]))
+        draws = [Draw(config.seed, "pseudo-label", view, np.array([row])) for view in range(3)]
+        views = [predictor.predict(crop(image, config.training.augment, draw)) for draw in draws]
+        mean = torch.stack([logits.softmax(dim=1)[0] for logits in views]).mean(dim=0)
+        assert whole["pseudo_label"][row].as_py() == mean.argmax()
+        assert whole["confidence"][row].as_py() == pytest.approx(mean.max().item(), abs=1e-5)
+    monkeypatch.setattr(pseudo_label, "ROWS_PER_TASK", 800)
+    pieces = [predict(done, tmp_path, start, {"views": 3}) for start in (0, 800)]
+    assert pa.concat_tables(pieces).equals(whole)
+    assert not whole["confidence"].equals(predict(done, tmp_path, 0)["confidence"])

@@ -17,6 +17,7 @@ from models import training
 from pipeline import ssl
 from pipeline.epochs import EpochLog
 from pipeline.errors import UserError
+from pipeline.pixels import Pixels
 from pipeline.resources import Resources
 from pipeline.ssl import SslConfig
 from pipeline.stage import Artifact
@@ -139,3 +140,30 @@ def test_a_training_that_diverges_is_one_sentence_and_commits_nothing(learn: Lea
     with pytest.raises(UserError, match=r"^ssl diverged before step 3: lower ssl\.lr 1e\+30$"):
         learn(tmp_path / "log", lr=1e30)
     assert EpochLog(str(tmp_path / "log")).commits() == []
+
+
+@pytest.mark.parametrize("changes", [{"class_balanced": True}, {"logit_adjustment": 1.0}, {"micro_batches": 3}])
+def test_what_is_asked_for_changes_the_model_and_not_that_it_is_continued_and_streamed(
+    learn: Learn, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    expected = learn(tmp_path / "log", **changes)
+    assert expected != learn(tmp_path / "plain")
+    with pytest.raises(KilledError):
+        learn(tmp_path / "died", die_at=5, images="stream", **changes)
+    assert learn(tmp_path / "died", **changes) == expected
+
+
+def test_the_supervised_baseline_reads_no_unlabelled_image(
+    learn: Learn, done: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    monkeypatch.setattr(Pixels, "take", lambda self, ids: read.append(ids) or _take(self, ids))
+    learn(tmp_path / "log", algorithm="supervised", options={})
+    roles = done["split"].table()
+    known = roles.filter(pc.equal(roles["role"], "train"))["sample_id"].to_numpy()
+    assert len(read) >= 7 and np.isin(np.concatenate(read), known).all()
+    (*_, last) = EpochLog(str(tmp_path / "log")).commits()
+    assert last.facts["metrics"]["mask_rate"] == last.facts["metrics"]["loss_unlabelled"] == 0
+
+
+_take = Pixels.take

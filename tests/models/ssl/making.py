@@ -7,11 +7,13 @@ import torch
 from torch import nn
 
 from models.augment import AugmentConfig
+from models.semi_supervised import logit_adjustment
 from models.ssl import Step, algorithms, evened
 from tests.models.conftest import noise
 
 NUM_CLASSES, NUM_SAMPLES, NUM_STEPS = 4, 60, 10
 POOL = noise(NUM_SAMPLES, 8, NUM_CLASSES)
+ADJUSTMENT = logit_adjustment(0.7, np.array([40, 10, 4, 1]))
 
 # Settings under which some rows of these steps count and some do not.
 MIXED = {
@@ -48,9 +50,20 @@ def batches(number):
     return (labelled, np.arange(8) < 7), (unlabelled, ~np.isin(np.arange(24), [3, 22, 23]))
 
 
-def step(model, number=0, ema=None, rows=None):
+def step(model, number=0, ema=None, rows=None, micro_batches=1):
     """The step of that number; rows: other than `batches`, with valid rows over all ranks if there are several."""
     labelled, unlabelled = (POOL.batch(*part) for part in (rows or batches(number)))
     average = copy.deepcopy(model) if ema is None else ema
     pair = evened(labelled), evened(unlabelled)
-    return Step(number, NUM_STEPS, *pair, model, average.eval(), AugmentConfig(), "fp32", seed=1)
+    return Step(
+        number,
+        NUM_STEPS,
+        *pair,
+        model,
+        average.eval(),
+        AugmentConfig(),
+        "fp32",
+        seed=1,
+        adjustment=ADJUSTMENT,
+        micro_batches=micro_batches,
+    )

@@ -217,6 +217,21 @@ def test_says_so_when(change: Callable[[Inputs], Inputs], said: str, inputs: Inp
     assert said in Page(source).text
 
 
+def test_clusters_have_numbers_and_never_the_name_of_a_class(inputs: Inputs, tmp_path: Path) -> None:
+    manifest = inputs["index"].manifest
+    data = {**manifest["config"]["data"], "classes": [f"species {number}" for number in range(10)]}
+    named = {**manifest, "config": {**manifest["config"], "data": data}}
+    inputs = inputs | {"index": dataclasses.replace(inputs["index"], manifest=named)}
+    assert "species 2" in make(inputs, tmp_path / "named")[0].partition('<section id="settings">')[0]
+    source, twin = make(label_free(inputs), tmp_path / "free")
+    said = Page(source.partition('<section id="settings">')[0]).text
+    assert "cluster 2" in said and "Cluster balance" in said
+    assert "species" not in said and "class" not in said.lower().replace("which class", "")
+    assert twin["class_balance"]["classes"] == [f"cluster {number}" for number in range(10)]
+    shown = [example for selection in twin["selections"] for example in selection["examples"] + selection["beyond"]]
+    assert {example[name].split()[0] for example in shown for name in ("label", "pseudo_label")} == {"cluster"}
+
+
 def test_a_class_that_was_never_predicted_has_its_row(inputs: Inputs, tmp_path: Path) -> None:
     never_right = {"label": 9, "correct": 0, "total": 7, "interval": [0, 0.5]}
     per_class = [row for row in inputs["trust"].metrics["per_class"] if row["label"] != 9] + [never_right]
