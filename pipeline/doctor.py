@@ -196,7 +196,7 @@ def _try_storage(uri: str, name: str) -> tuple[str, str]:
     finally:
         storage.delete(probe)
     if not refused or not storage.is_exclusive(probe):
-        trouble = "no conditional writes (it ignores If-None-Match): two runs at once could both commit a stage"
+        trouble = "no conditional writes (it ignores If-None-Match): of two runs that start at once, both may work"
         return trouble, "let one run at a time write there, or use a store that honours it"
     if not fresh or storage.exists(probe):
         return "what was just written or deleted is not seen at once", "use a store with read-after-write consistency"

@@ -146,7 +146,10 @@ def create(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> bool:
     if asked_twice(fs, path, fs.exists):
         return False
     fs.pipe_file(path, data)
-    return fetch(fs, path) == data
+    try:
+        return fetch(fs, path) == data
+    except FileNotFoundError:  # another caller wrote over it, and has deleted its own since
+        return False
 
 
 def is_conditional(fs: fsspec.AbstractFileSystem, path: str) -> bool:

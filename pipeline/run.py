@@ -1,4 +1,7 @@
-"""Runs a plan: finished stages are found, the others run in order, each commits before the next begins."""
+"""Runs a plan: finished stages are found, the others run in order, each commits before the next begins.
+
+A stage is run by one attempt at a time, whoever else runs in the same root (`pipeline.lease`).
+"""
 
 import json
 import os
@@ -7,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +19,8 @@ from pipeline import ingest, storage
 from pipeline.cluster import connected
 from pipeline.errors import SemiPruneError
 from pipeline.index import check_unchanged
+from pipeline.lease import Lease, hold
+from pipeline.metrics import record, watched
 from pipeline.resources import Resources
 from pipeline.stage import Artifact, Output, Progress, Stage
 
@@ -40,7 +46,7 @@ def execute(
     """Bring every stage to its committed artifact; what is done is not done again.
 
     recipe: kept beside the plan, so that the run directory alone tells what it is. Raises DataError if a shard is not
-    the one that was indexed.
+    the one that was indexed, UserError if another attempt that is alive runs a stage that is not done.
     """
     storage.write(storage.join(root, PLAN), json.dumps(describe(stages, recipe), indent=1).encode())
     done: dict[str, Artifact] = {}
@@ -48,20 +54,25 @@ def execute(
     with ExitStack() as ray:
         started = False
         for stage in stages:
-            artifact = stage.load(root)
-            if artifact is None:
-                if not started:
-                    ray.enter_context(connected(resources))
-                    started = True
-                for source in [stage.inputs[name] for name in stage.images]:
-                    if source.key not in looked_at:
-                        looked_at.add(source.key)
-                        _prepare_images(source, done[source.key], resources, display)
-                artifact = _run(stage, root, done, resources, display)
-            else:
-                display.skipped(stage.title, stage.key)
-                if stage.name == "index":
-                    check_unchanged(artifact)
+            with ExitStack() as leases:
+                artifact = stage.load(root)
+                if artifact is None:
+                    tell = partial(display.note, stage.title)
+                    lease = leases.enter_context(hold(stage.uri(root), stage.title, tell))
+                    artifact = stage.load(root)  # who held it until now may have committed
+                if artifact is None:
+                    if not started:
+                        ray.enter_context(connected(resources))
+                        started = True
+                    for source in [stage.inputs[name] for name in stage.images]:
+                        if source.key not in looked_at:
+                            looked_at.add(source.key)
+                            _prepare_images(source, done[source.key], resources, display)
+                    artifact = _run(stage, root, done, resources, display, lease)
+                else:
+                    display.skipped(stage.title, stage.key)
+                    if stage.name == "index":
+                        check_unchanged(artifact)
             done[stage.key] = artifact
     return [done[stage.key] for stage in stages]
 
@@ -85,13 +96,26 @@ def _prepare_images(source: Stage, index: Artifact, resources: Resources, displa
             ingest.fill(missing, resources, progress)
 
 
-def _run(stage: Stage, root: str, done: dict[str, Artifact], resources: Resources, display: Display) -> Artifact:
+def _run(
+    stage: Stage, root: str, done: dict[str, Artifact], resources: Resources, display: Display, lease: Lease
+) -> Artifact:
     out = Output(stage.uri(root))
     inputs = {name: done[source.key] for name, source in stage.inputs.items()}
     started = time.monotonic()
-    with display.stage(stage.title) as progress, _explained(stage.title):
+    with display.stage(stage.title) as shown, _explained(stage.title):
+        told = watched(shown, root, stage.title)
+
+        def progress(done: int, total: int, unit: str) -> None:
+            lease.check()
+            told(done, total, unit)
+
         metrics = stage.run(inputs, stage.config, out, resources=resources, progress=progress)
-    facts = {"seconds": round(time.monotonic() - started, 3), "resources": resources.model_dump(), **environment()}
+    seconds = round(time.monotonic() - started, 3)
+    record("semiprune_stage_seconds", seconds, root, stage.title)
+    if "num_quarantined" in metrics:
+        record("semiprune_quarantined", metrics["num_quarantined"], root, stage.title)
+    facts = {"seconds": seconds, "resources": resources.model_dump(), **environment()}
+    lease.verify()
     return stage.commit(root, out, metrics, facts)
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipeline import storage
+from pipeline import lease, storage
 from pipeline.epochs import EpochLog
 from pipeline.errors import UserError
 from pipeline.run import PLAN
@@ -11,7 +11,10 @@ from pipeline.stage import MANIFEST
 
 @dataclass(frozen=True)
 class StageStatus:
-    """One line of the status. state: "done", "started" or "to run"; detail: seconds, or commits so far."""
+    """One line of the status. state: "done", "running", "started" or "to run".
+
+    detail: seconds, or commits so far and who runs it.
+    """
 
     title: str
     key: str
@@ -54,10 +57,14 @@ def _status(root: str, planned: _Planned) -> StageStatus:
     if MANIFEST in found:
         seconds = storage.read_json(storage.join(folder, MANIFEST), _Finished).seconds
         return StageStatus(title, key, "done", f"{seconds:.1f} s")
-    if not found:
-        return StageStatus(title, key, "to run", "")
+    details = []
     for log in ("training", "dynamics"):
         if log in found:
             commits = EpochLog(storage.join(folder, log)).commits()
-            return StageStatus(title, key, "started", f"{len(commits)} commits")
-    return StageStatus(title, key, "started", "")
+            details = [f"{len(commits)} commits"]
+            break
+    if holder := lease.running(folder, found):
+        return StageStatus(title, key, "running", ", ".join([*details, str(holder)]))
+    if all(map(lease.is_file, found)):
+        return StageStatus(title, key, "to run", "")
+    return StageStatus(title, key, "started", ", ".join(details))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import storage
+from pipeline import lease, storage
 from pipeline.epochs import KEPT_CHECKPOINTS, EpochLog
 from pipeline.errors import SemiPruneError
 from pipeline.fsck.finding import Finding, trouble
@@ -67,6 +67,8 @@ def items(uri: str, depth: int = 0, above: Iterable[str] = (), home: str | None 
         named |= {MANIFEST, *(part.name for part in parts)}
         for part in parts:
             yield File(storage.join(uri, part.name), part, fix)
+    else:
+        named |= {name for name in files if lease.is_file(name)}  # who runs the stage, or ran it last
     if epochs:
         for item in _commits(log, epochs, fix):
             if isinstance(item, Epoch):
@@ -78,6 +80,10 @@ def items(uri: str, depth: int = 0, above: Iterable[str] = (), home: str | None 
         detail = f"no manifest names {len(left):,} of its files, {sum(left):,} bytes"
         yield Finding(uri, "left over", detail, "delete them once no run writes there")
     for name in folders if depth < DEEPEST else []:
+        if name.startswith(".") and name.endswith(".tmp"):
+            detail = "a stage that was being deleted, which no reader is shown"
+            yield Finding(storage.join(uri, name), "left over", detail, "run semiprune gc --delete again")
+            continue
         inside = [path.removeprefix(f"{name}/") for path in named if path.startswith(f"{name}/")]
         yield from items(storage.join(uri, name), depth + 1, inside, home)
 

@@ -471,7 +471,8 @@ def test_without_conditional_writes_the_first_is_kept_and_the_last_of_a_race_kno
     assert storage.resolve(uri)[0].find(rclone_root) == [uri.removeprefix("s3://")]
 
 
-def test_who_is_overwritten_before_reading_back_has_lost(rclone: str, rclone_root: str) -> None:
+@pytest.mark.parametrize("theirs", [b"theirs", None])
+def test_who_is_overwritten_before_reading_back_has_lost(rclone: str, rclone_root: str, theirs: bytes | None) -> None:
     uri = storage.join(rclone_root, "x")
     assert not storage.is_exclusive(uri)
     with proxied(rclone) as proxy, reached(proxy.endpoint):
@@ -479,13 +480,16 @@ def test_who_is_overwritten_before_reading_back_has_lost(rclone: str, rclone_roo
         names: list[str] = []
 
         def plan(request: Request) -> None:
-            """Another attempt writes between this one's write and its reading."""
+            """Another attempt writes, and may delete again, between this one's write and its reading."""
             if request.method == "GET" and request.path.endswith("/x") and "PUT" in names:
-                boto3.session.Session().client("s3", endpoint_url=rclone).put_object(
-                    Bucket=request.path.split("/")[1], Key=request.path.split("/", 2)[2], Body=b"theirs"
-                )
+                client = boto3.session.Session().client("s3", endpoint_url=rclone)
+                _, bucket, key = request.path.split("/", 2)
+                if theirs is None:
+                    client.delete_object(Bucket=bucket, Key=key)
+                else:
+                    client.put_object(Bucket=bucket, Key=key, Body=theirs)
             names.append(request.method)
 
         proxy.plan = plan
         assert not storage.create(uri, b"mine")
-    assert storage.read(uri) == b"theirs"
+    assert (storage.read(uri) if storage.exists(uri) else None) == theirs
