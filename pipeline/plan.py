@@ -1,5 +1,6 @@
 """The stages of a recipe, in the order in which they can run."""
 
+import math
 from collections.abc import Mapping
 
 from pipeline import (
@@ -25,12 +26,17 @@ from pipeline.errors import UserError
 from pipeline.index import DataConfig
 from pipeline.recipe import Recipe
 from pipeline.stage import Run, Stage
+from pipeline.versions import Since
 
 
-def build(recipe: Recipe) -> list[Stage]:
-    """Every stage after its inputs; the same recipe gives the same keys anywhere."""
+def build(recipe: Recipe, since: Since | None = None) -> list[Stage]:
+    """Every stage after its inputs; the same recipe gives the same keys anywhere.
+
+    since: what a refresh takes from the version before; those stages come first.
+    """
+    since = since or Since()
     seed, num_classes = recipe.seed, recipe.data.num_classes
-    stages: list[Stage] = []
+    stages: list[Stage] = since.stages()
 
     def add(
         name: str,
@@ -56,8 +62,8 @@ def build(recipe: Recipe) -> list[Stage]:
         source = encode.EncodeStageConfig.of(recipe.encode)
         wanted = () if recipe.encode.table else ("index",)
         encoded = {"encode": add("encode", 1, source, {"index": data}, encode.run, images=wanted)}
-    sources = {"index": data, **(encoded if recipe.split.draw == "typiclust" else {})}
-    parts = add("split", 1, split.SplitStageConfig(seed=seed, settings=recipe.split), sources, split.run)
+    sources = {"index": data, **(encoded if recipe.split.draw == "typiclust" else {}), **since.split}
+    parts = add("split", 1, split.SplitStageConfig.of(seed, recipe.split), sources, split.run)
     if recipe.cluster is not None:
         near = add("neighbours", 1, neighbours.NeighboursConfig(k=recipe.cluster.neighbours), encoded, neighbours.run)
         clusters = clustering.ClusterConfig(seed=seed, num_clusters=num_classes, training=recipe.cluster)
@@ -67,10 +73,13 @@ def build(recipe: Recipe) -> list[Stage]:
         labellers = {"neighbours": near, "cluster": heads}
     else:
         assert recipe.ssl is not None
-        learning = ssl.SslConfig(seed=seed, num_classes=num_classes, training=recipe.ssl)
-        model = add("ssl", 1, learning, {"index": data, "split": parts}, ssl.run, images=("index",))
+        steps = math.ceil(since.steps_fraction * recipe.ssl.steps) if since.ssl else recipe.ssl.steps
+        training = recipe.ssl.model_copy(update={"steps": steps})
+        learning = ssl.SslConfig(seed=seed, num_classes=num_classes, training=training)
+        model = add("ssl", 1, learning, {"index": data, "split": parts, **since.ssl}, ssl.run, images=("index",))
         sources = {"index": data, "split": parts, "ssl": model}
-        labels = add("pseudo_label", 2, recipe.pseudo_label, sources, pseudo_label.run, images=("index",))
+        predictions = recipe.pseudo_label or pseudo_label.PseudoLabelConfig()
+        labels = add("pseudo_label", 2, predictions, sources, pseudo_label.run, images=("index",))
         labellers = {"ssl": model}
     trained = add(
         "proxy",
@@ -87,7 +96,7 @@ def build(recipe: Recipe) -> list[Stage]:
     scores = add("score", 2, recipe.score, {"pseudo_label": labels, "proxy": trained, **looked}, score.run)
     trusted = add(
         "trust",
-        1,
+        2,
         trust.TrustConfig(seed=seed),
         {"split": parts, "pseudo_label": labels, "proxy": trained, "score": scores},
         trust.run,
@@ -113,13 +122,13 @@ def build(recipe: Recipe) -> list[Stage]:
             "select",
             2,
             config,
-            {"score": scores, "split": parts, "trust": trusted, **looked},
+            {"score": scores, "split": parts, "trust": trusted, **looked, **since.select.get(name, {})},
             select.run,
             title=f"select {name}",
         )
         exported = {"index": data, "pseudo_label": labels, "score": scores, "select": chosen}
         inputs[f"select:{name}"] = selections[f"select:{name}"] = chosen
-        inputs[f"export:{name}"] = add("export", 2, recipe.export, exported, export.run, title=f"export {name}")
+        inputs[f"export:{name}"] = add("export", 3, recipe.export, exported, export.run, title=f"export {name}")
     if recipe.evaluate is not None:
         inputs["evaluate"] = add(
             "evaluate",
@@ -129,7 +138,7 @@ def build(recipe: Recipe) -> list[Stage]:
             evaluate.run,
             images=("test_index",) if recipe.evaluate.training.random_crop else ("index", "test_index"),
         )
-    add("report", 1, recipe.report, inputs, report.run)
+    add("report", 2, recipe.report, inputs, report.run)
     return stages
 
 

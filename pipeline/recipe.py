@@ -24,6 +24,7 @@ from pipeline.select import SelectConfig
 from pipeline.shards import Uri
 from pipeline.split import SplitConfig
 from pipeline.values import load_yaml, parse_value
+from pipeline.warm_start import RefreshConfig
 
 
 class Recipe(Config):
@@ -40,13 +41,14 @@ class Recipe(Config):
     encode: EncodeConfig | None = None
     ssl: SemiSupervisedConfig | None = None
     cluster: ClusterSettings | None = None
-    pseudo_label: PseudoLabelConfig = PseudoLabelConfig()
+    pseudo_label: PseudoLabelConfig | None = None
     proxy: ProxySettings
     score: ScoreConfig
     select: Annotated[tuple[SelectConfig, ...], Field(min_length=1)]
     export: ExportConfig = ExportConfig()
     evaluate: EvaluateSettings | None = None
     report: ReportConfig = ReportConfig()
+    refresh: RefreshConfig = RefreshConfig()
     resources: Resources = Resources()
 
     @property
@@ -118,8 +120,19 @@ class Recipe(Config):
                 f"{number} of the sections ssl and cluster are there: pseudo-labels come from ssl, which needs a few "
                 "labels, or from cluster, which needs none; name one of them"
             )
-        if self.ssl is not None and self.split.num_labelled == 0:
+        wanted, num_classes = self.split.num_labelled, self.data.num_classes
+        if self.ssl is not None and wanted == 0:
             raise ValueError("split.num_labelled is 0, but ssl needs labels: raise it, or replace ssl by cluster")
+        if self.ssl is not None and wanted is not None and wanted < num_classes:
+            raise ValueError(
+                f"split.num_labelled={wanted} is less than data.num_classes={num_classes}, and each class needs a "
+                "label: raise it, or replace ssl by cluster, which needs none"
+            )
+        if self.cluster is not None and self.pseudo_label is not None:
+            raise ValueError(
+                "pseudo_label says what becomes of the predictions of ssl, but here clusters are the pseudo-labels: "
+                "remove the section"
+            )
         readers = {"cluster": self.cluster is not None, "split.draw=typiclust": self.split.draw == "typiclust"}
         reader = next((name for name, reads in readers.items() if reads), None)
         if reader and self.encode is None:

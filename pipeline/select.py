@@ -24,6 +24,7 @@ from pipeline.stage import Artifact, Output, Part, Progress, write_table_part
 from pipeline.trust import HeldOut, expected_wrong
 
 T = TypeVar("T")
+Ids = NDArray[np.int64]
 
 TOGETHER = 1 << 24
 """Samples whose scores one process holds at once, and members of a coreset that it ranks; beyond, parts stay apart."""
@@ -75,11 +76,13 @@ def run(
 ) -> dict[str, Any]:
     """Select; parts: sample_id ascending, and of up to 2^24 the rank (0 is the one to annotate first).
 
-    inputs: score, split, trust; embed, if the selector reads embeddings. Metrics: cuts are the least and the largest
-    kept value of the first score that the selector reads; annotation_bill counts every label paid for, those of the
-    split that are not in the coreset too; wrong: what is expected of the coreset's pseudo-labels, as expected_wrong has
-    it, None where nothing is; mislabel: of double_end, whether m is `auto`, the `used` m and the `evidence` for it.
-    UserError if the labelled samples that are to be kept exceed the budget, or if nothing can choose an auto m.
+    inputs: score, split, trust; embed, if the selector reads embeddings; `earlier`, this selection of the version
+    before, if what it kept stays and the rest of the budget is chosen among the samples that are new since. Metrics:
+    cuts are the least and the largest kept value of the first score that the selector reads; annotation_bill counts
+    every label paid for, those of the split that are not in the coreset too; wrong: what is expected of the coreset's
+    pseudo-labels, as expected_wrong has it, None where nothing is; mislabel: of double_end, whether m is `auto`, the
+    `used` m and the `evidence` for it. UserError if the samples that are to be kept exceed the budget, if the version
+    before had another keep_fraction, or if nothing can choose an auto m.
     """
     seed = config.seed
     assert seed is not None, "a plan resolves the seed"
@@ -95,11 +98,14 @@ def run(
             f"select: {config.name!r} keeps the {len(forced)} labelled samples but its budget is {size}: raise "
             "keep_fraction, or set keep_labelled to false"
         )
-    others = Without(pool, forced) if len(forced) else pool
+    settled = forced
+    if "earlier" in inputs:
+        forced, settled = _go_on(inputs["earlier"], forced, size, config)
+    others = Without(pool, settled) if len(settled) else pool
     found = cuts(selector, others, [size - len(forced)], seed) if len(forced) < size else []
     column = next((name for name in selector.columns if name in inputs["score"].metrics["harder"]), None)
     together = size <= TOGETHER
-    kept = list(pool.map(_Keep(found, forced, labelled, column, None if together else out.uri)))
+    kept = list(pool.map(_Keep(found, forced, settled, labelled, column, None if together else out.uri)))
     if together:
         ids = np.concatenate([forced, *(preferred(others, cut) for cut in found)])
         ascending = np.argsort(ids)
@@ -128,6 +134,23 @@ def run(
         "wrong": None if config.keep_labelled else expected_wrong(wrong, total, size - both),
         "mislabel": chosen,
     }
+
+
+def _go_on(earlier: Artifact, forced: Ids, size: int, config: SelectConfig) -> tuple[Ids, Ids]:
+    """Which samples are kept without choice, those of the version before too, and about which there is none."""
+    was = earlier.metrics["keep_fraction"]
+    if was != config.keep_fraction:
+        raise UserError(
+            f"select: {config.name!r} keeps what was selected at keep_fraction={was:g}, to which a part of the new "
+            f"samples cannot be added at {config.keep_fraction:g}: put it back, or set refresh.budget to cumulative"
+        )
+    kept = np.union1d(earlier.table()["sample_id"].to_numpy(), forced)
+    if len(kept) > size:
+        raise UserError(
+            f"select: {config.name!r} keeps the samples of the version before and the labelled ones, {len(kept)} in "
+            f"all, but its budget is {size}: set keep_labelled to false, or refresh.budget to cumulative"
+        )
+    return kept, np.union1d(np.arange(earlier.metrics["num_samples"]), kept)
 
 
 def _choose_cut(
@@ -205,18 +228,23 @@ class _Kept:
 
 @dataclass(frozen=True)
 class _Keep:
-    """What one partition says of the coreset. folder: where its ids are written to, None if they are not."""
+    """What one partition says of the coreset. settled: about which the cuts, which leave them out, say nothing.
+
+    folder: where its ids are written to, None if they are not.
+    """
 
     cuts: Sequence[Cut]
-    forced: NDArray[np.int64]
-    labelled: NDArray[np.int64]
+    forced: Ids
+    settled: Ids
+    labelled: Ids
     column: str | None
     folder: str | None
 
     def __call__(self, rows: Rows) -> _Kept:
         mask = np.isin(rows.sample_ids, self.forced)
+        open_ = ~np.isin(rows.sample_ids, self.settled)
         for cut in self.cuts:
-            mask[cut.kept(rows)[0]] = True
+            mask[np.flatnonzero(open_)[cut.kept(rows.where(open_))[0]]] = True
         kept = rows.where(mask)
         values = kept[self.column] if self.column else np.empty(0)
         ends = (float(values.min()), float(values.max())) if len(values) and values.ndim == 1 else None

@@ -3,7 +3,8 @@
 import io
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -13,14 +14,16 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from pipeline import counter, geometry, storage
+from pipeline.annotations import FIELD, Annotations
 from pipeline.config import Config
 from pipeline.embeddings import read_all
 from pipeline.errors import UserError
 from pipeline.index import load_config, load_index
-from pipeline.labels import load_label_table
+from pipeline.labels import checksum, load_label_table
 from pipeline.pool import Rows
 from pipeline.resources import Resources
 from pipeline.selectors import SELECTORS, Listed, exact
+from pipeline.shards import Uri
 from pipeline.stage import Artifact, Output, Progress
 
 Ids = NDArray[np.int64]
@@ -33,12 +36,14 @@ class SplitConfig(Config):
     draw: "uniform" over images (what the methods' papers call randomly labelled), "per_class" (as many of each class,
     which uses knowledge of the class) or "typiclust" (the most typical images of the pool by their embeddings, arXiv
     2202.02794, which all need a label); holdout_fraction: of the visible labels, withheld from training to check
-    pseudo-labels.
+    pseudo-labels; labels: a CSV or Parquet table key,label of what annotators gave back, trained on in addition to what
+    is drawn, and never held out: coresets are no random sample of the pool.
     """
 
     num_labelled: Annotated[int, Field(ge=0)] | None = None
     draw: Literal["uniform", "per_class", "typiclust"] = "uniform"
     holdout_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    labels: Annotated[Uri | None, Field(exclude_if=lambda uri: uri is None)] = None
 
     @model_validator(mode="after")
     def _agree(self) -> "SplitConfig":
@@ -48,10 +53,16 @@ class SplitConfig(Config):
 
 
 class SplitStageConfig(Config):
-    """The settings with the seed of the run."""
+    """The settings with the seed of the run, and the SHA-256 of the table `settings.labels`."""
 
     seed: int
     settings: SplitConfig
+    labels_sha256: Annotated[str | None, Field(exclude_if=lambda checksum: checksum is None)] = None
+
+    @classmethod
+    def of(cls, seed: int, settings: SplitConfig) -> Self:
+        """The settings with the table as it is now; UserError if there is none."""
+        return cls(seed=seed, settings=settings, labels_sha256=checksum(settings.labels, FIELD))
 
 
 def run(
@@ -59,38 +70,84 @@ def run(
 ) -> dict[str, Any]:
     """Draw the visible labels; part: sample_id, label, role "train" or "holdout".
 
-    Every label that is not drawn stays behind here. inputs: index; encode, where the draw looks at embeddings. Raises
-    UserError if there are too few, or if a class would have no training label; where chosen images have none, it names
-    a table of them.
+    Every label that is not drawn stays behind here. inputs: index; encode, where the draw looks at embeddings; in a
+    refresh `earlier`, the split of the version before, and `earlier_pool`, its pseudo-labels: what was visible then
+    stays so and keeps its role, lest a row check the pseudo-labels of a model that began as one that was trained on it.
+    Part `annotated`: sample_ids of `settings.labels`, if there is such a table. Raises UserError if there are too few
+    labels, or if a class would have no training label; where chosen images have none, it names a table of them.
     """
     index, settings = inputs["index"], config.settings
     rows = load_index(index, ["label"])
     rows = rows.filter(pc.is_valid(rows["label"]))
     ids, labels = rows["sample_id"].to_numpy(), rows["label"].to_numpy()
     num_classes = index.metrics["num_classes"]
+    earlier, annotations = _Earlier.load(inputs), Annotations.load(index, settings.labels, config.labels_sha256)
+    before = np.isin(ids, earlier.drawn)
     try:
         if settings.draw == "typiclust":
-            drawn = _draw_typical(index, ids, inputs["encode"], config.seed, settings, out)
+            drawn = _draw_typical(index, ids, inputs["encode"], config.seed, settings, before, out)
         else:
-            drawn = _draw(ids, labels, num_classes, config.seed, settings)
+            drawn = _draw(ids, labels, num_classes, config.seed, settings, before)
+        ids, labels = annotations.added_to(ids[drawn], labels[drawn])
+        held = np.isin(ids, earlier.held_out)
+        new = ~np.isin(ids, earlier.sample_ids) & ~np.isin(ids, annotations.sample_ids)
+        if settings.num_labelled is None:  # every label there is: those that came to known images are annotators'
+            new &= ids >= earlier.num_samples
+        held[new] = _hold_out(ids[new], labels[new], config.seed, settings.holdout_fraction)
         if settings.num_labelled != 0:
-            _check_classes(labels, drawn, num_classes, settings)
+            _check_classes(rows["label"].to_numpy(), labels[~held], len(ids), num_classes, settings)
     except UserError as error:
         raise UserError(f"{_unknown_keys(index)}{error}") from error
-    ids, labels = ids[drawn], labels[drawn]
-    held = _hold_out(ids, labels, config.seed, settings.holdout_fraction)
     role = np.where(held, "holdout", "train")
     out.write_table(pa.table({"sample_id": ids, "label": labels, "role": pa.array(role.tolist(), pa.string())}))
     counts = np.bincount(labels[~held], minlength=num_classes)
-    return {
+    metrics = {
         "num_train": int((~held).sum()),
         "num_holdout": int(held.sum()),
         "class_counts": {str(label): int(count) for label, count in enumerate(counts)},
     }
+    if settings.labels is not None:
+        out.write_table(pa.table({"sample_id": annotations.sample_ids}), "annotated")
+        metrics |= {
+            "num_annotated": len(annotations.sample_ids),
+            "annotations_unmatched": annotations.num_unmatched,
+        }
+    return metrics
 
 
-def _draw(ids: Ids, labels: Ids, num_classes: int, seed: int, settings: SplitConfig) -> NDArray[np.bool_]:
-    """Which of the labelled rows are visible; each draw depends on (seed, sample_id) alone."""
+@dataclass(frozen=True)
+class _Earlier:
+    """What was visible in the version before, nothing if there was none. drawn: those that were no annotator's.
+
+    num_samples: of its pool.
+    """
+
+    sample_ids: Ids
+    held_out: Ids
+    drawn: Ids
+    num_samples: int
+
+    @classmethod
+    def load(cls, inputs: Mapping[str, Artifact]) -> Self:
+        none = np.empty(0, np.int64)
+        if "earlier" not in inputs:
+            return cls(none, none, none, 0)
+        split = inputs["earlier"]
+        table = split.table()
+        ids = table["sample_id"].to_numpy()
+        held_out = ids[pc.equal(table["role"], "holdout").to_numpy(zero_copy_only=False)]
+        annotated = split.table("annotated")["sample_id"].to_numpy() if split.parts("annotated") else none
+        drawn = np.union1d(np.setdiff1d(ids, annotated), held_out)  # no annotation is held out: it was drawn as well
+        return cls(ids, held_out, drawn, inputs["earlier_pool"].metrics["num_samples"])
+
+
+def _draw(
+    ids: Ids, labels: Ids, num_classes: int, seed: int, settings: SplitConfig, before: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Which of the labelled rows are visible, those of `before` among them.
+
+    Whether another is drawn depends on (seed, sample_id) and on how many are.
+    """
     wanted = len(ids) if settings.num_labelled is None else settings.num_labelled
     if wanted > len(ids):
         raise UserError(
@@ -99,36 +156,47 @@ def _draw(ids: Ids, labels: Ids, num_classes: int, seed: int, settings: SplitCon
     if wanted == len(ids):
         return np.ones(len(ids), bool)
     if settings.draw == "uniform":
-        return np.isin(ids, counter.permutation(seed, "split-draw", 0, ids)[:wanted])
+        more = max(0, wanted - int(before.sum()))
+        return before | np.isin(ids, counter.permutation(seed, "split-draw", 0, ids[~before])[:more])
     quota = np.full(num_classes, wanted // num_classes)
     quota[counter.permutation(seed, "split-quota", 0, np.arange(num_classes))[: wanted % num_classes]] += 1
-    drawn = np.zeros(len(ids), bool)
+    drawn = before.copy()
     for label in range(num_classes):
-        own = ids[labels == label]
-        if len(own) < quota[label]:
+        here = labels == label
+        if here.sum() < quota[label]:
             raise UserError(
-                f"split.draw='per_class' takes {quota[label]} labels of class {label} but the data has {len(own)}: "
+                f"split.draw='per_class' takes {quota[label]} labels of class {label} but the data has {here.sum()}: "
                 "lower split.num_labelled, or choose 'uniform'"
             )
-        drawn |= np.isin(ids, counter.permutation(seed, "split-draw", 0, own)[: quota[label]])
+        more = max(0, int(quota[label] - (here & before).sum()))
+        drawn |= np.isin(ids, counter.permutation(seed, "split-draw", 0, ids[here & ~before])[:more])
     return drawn
 
 
 def _draw_typical(
-    index: Artifact, ids: Ids, encode: Artifact, seed: int, settings: SplitConfig, out: Output
+    index: Artifact,
+    ids: Ids,
+    encode: Artifact,
+    seed: int,
+    settings: SplitConfig,
+    before: NDArray[np.bool_],
+    out: Output,
 ) -> NDArray[np.bool_]:
-    """Which of the labelled rows are visible: those that TypiClust chooses of the whole pool, all of which it must be.
+    """Which of the labelled rows are visible: those of `before`, and others that TypiClust chooses of the whole pool.
 
-    Else UserError, once the keys of those without a label are in a table.
+    UserError if one of them has no label, once the keys of those are in a table.
     """
     vectors, wanted = read_all(encode), settings.num_labelled
     assert wanted is not None
     if wanted > len(vectors):
         raise UserError(f"split.num_labelled={wanted} but the pool has {len(vectors)} images: lower it")
+    more = wanted - int(before.sum())
+    if more <= 0:
+        return before
     selector = SELECTORS.get("typiclust")(SELECTORS.options("typiclust", {}))
     assert isinstance(selector, Listed)
-    rows = Rows(np.arange(len(vectors)), {"embedding": geometry.unit(vectors)})
-    chosen = selector.choose(rows, wanted, seed)
+    others = np.setdiff1d(np.arange(len(vectors)), ids[before])
+    chosen = others[selector.choose(Rows(others, {"embedding": geometry.unit(vectors[others])}), more, seed)]
     lacking = np.setdiff1d(chosen, ids)
     if len(lacking):
         keys = load_index(index, ["key"])["key"].take(pa.array(lacking))
@@ -140,11 +208,11 @@ def _draw_typical(
             f"split.draw='typiclust' chose {wanted} images, and {len(lacking)} of them have no label: label those in "
             f"{place!r}, put them into data.labels, and run the same command again"
         )
-    return np.isin(ids, chosen)
+    return before | np.isin(ids, chosen)
 
 
-def _check_classes(labels: Ids, drawn: NDArray[np.bool_], num_classes: int, settings: SplitConfig) -> None:
-    missing = np.setdiff1d(np.arange(num_classes), labels[drawn])
+def _check_classes(labels: Ids, trained: Ids, num_visible: int, num_classes: int, settings: SplitConfig) -> None:
+    missing = np.setdiff1d(np.arange(num_classes), trained)
     if not len(missing):
         return
     others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
@@ -152,7 +220,7 @@ def _check_classes(labels: Ids, drawn: NDArray[np.bool_], num_classes: int, sett
         advice = f"label at least one image of class {missing[0]}"
     else:
         advice = "raise split.num_labelled" + (" or set split.draw=per_class" if settings.draw == "uniform" else "")
-    raise UserError(f"class {missing[0]}{others} has no training label among the {drawn.sum()} drawn: {advice}")
+    raise UserError(f"class {missing[0]}{others} has no training label among the {num_visible} drawn: {advice}")
 
 
 def _unknown_keys(index: Artifact) -> str:

@@ -77,7 +77,8 @@ def test_per_class_takes_as_many_of_each(tmp_path, wanted, counts):
 
 def test_uniform_draws_every_row_equally_often(tmp_path):
     ids, labels = np.arange(60), np.arange(60) % 3
-    counts = sum(split._draw(ids, labels, 3, seed, SplitConfig(num_labelled=20)).astype(int) for seed in range(600))
+    none, settings = np.zeros(60, bool), SplitConfig(num_labelled=20)
+    counts = sum(split._draw(ids, labels, 3, seed, settings, none).astype(int) for seed in range(600))
     assert counts.sum() == 600 * 20
     assert 150 < counts.min() <= counts.max() < 250
 

@@ -1,0 +1,212 @@
+"""A recipe on a pool that grows: what is new since the last version is found, and a new version of the coreset made.
+
+The stages are those of any run, with inputs from the version before: the split, so that a label that was visible stays
+so; the semi-supervised model, for a warm start; the selections, where what was selected stays. These inputs enter the
+keys, so a result remains a function of its key, and a refresh that was killed goes on when it is started again.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import plan, storage, versions
+from pipeline.cluster import connected
+from pipeline.errors import DataError, SemiPruneError
+from pipeline.index import check_unchanged, load_index
+from pipeline.recipe import Recipe
+from pipeline.run import Display, execute
+from pipeline.stage import MANIFEST, Artifact, Part, Stage, write_table_part
+from pipeline.threads import in_threads
+from pipeline.versions import Coreset, Past, Planned, Since, Version
+from pipeline.warm_start import Learned, decide
+
+_PROBES = 16
+
+CHANGES = ("added", "dropped", "to_annotate")
+"""The tables of a version: selection, sample_id, key, rank."""
+
+Stages = Sequence[Stage]
+
+
+@dataclass(frozen=True)
+class Refreshed:
+    """What a refresh ended with: the last version, whether it is new, and its stages that the recipe names."""
+
+    version: Version
+    is_new: bool
+    artifacts: list[Artifact]
+
+
+def refresh(recipe: Recipe, display: Display) -> Refreshed:
+    """Bring the coreset up to date; if nothing is new (no shard, no label, the same recipe), nothing is run.
+
+    Raises DataError if images that were indexed before have other sample_ids now, SemiPruneError if another refresh
+    made the version meanwhile, and all that a run raises.
+    """
+    scratch = plan.build(recipe)
+    state = _state(scratch, recipe)
+    known = versions.load(recipe.root)
+    if known and known[-1].state == state:
+        return Refreshed(known[-1], False, _again(recipe, known, display))
+    if not known:
+        return _finish(recipe, scratch, None, None, "from scratch: it is the first version", state, display)
+    last = known[-1]
+    with connected(recipe.resources):
+        since = _since(recipe, last, warm=False)
+        index, *_, split = _run(plan.needed(plan.build(recipe, since), "split"), recipe, display)
+        _check_order(last, last.artifact(recipe.root, "index"), index)
+        warm, why = False, "clusters are made anew"
+        if recipe.ssl is not None:
+            now = _learned(recipe, scratch, last.number + 1, index, split)
+            warm, why = decide(recipe.refresh, last.learned, now)
+            display.note("ssl", why)
+        stages = plan.build(recipe, _since(recipe, last, warm))
+        return _finish(recipe, stages, last, last if warm else None, why, state, display)
+
+
+def _again(recipe: Recipe, known: Sequence[Version], display: Display) -> list[Artifact]:
+    """The stages of the last version; what of them is gone is done once more, as it was done then."""
+    last = known[-1]
+    stages = plan.build(recipe)
+    if len(known) > 1:
+        stages = plan.build(recipe, _since(recipe, known[-2], warm=last.started_from is not None))
+    ours = [stage for stage in stages if not isinstance(stage, Past)]
+    if not all(in_threads(lambda stage: storage.exists(storage.join(stage.uri(recipe.root), MANIFEST)), ours, _PROBES)):
+        return _run(stages, recipe, display)
+    found = [stage.load(recipe.root) for stage in ours]
+    artifacts = [artifact for artifact in found if artifact is not None]
+    check_unchanged(artifacts[0])
+    return artifacts
+
+
+def _run(stages: Stages, recipe: Recipe, display: Display) -> list[Artifact]:
+    """The artifacts of the recipe's own stages, in order."""
+    artifacts = execute(stages, recipe.root, recipe.resources, display, recipe.model_dump(mode="json"))
+    return [found for stage, found in zip(stages, artifacts, strict=True) if not isinstance(stage, Past)]
+
+
+def _since(recipe: Recipe, last: Version, warm: bool) -> Since:
+    """What the next version takes from the last one."""
+    select = {}
+    if recipe.refresh.budget == "per_batch":
+        titles = {config.name: f"select {config.name}" for config in recipe.select}
+        select = {name: {"earlier": last.of(title)} for name, title in titles.items() if last.has(title)}
+    return Since(
+        split={"earlier": last.of("split"), "earlier_pool": last.of("pseudo_label")},
+        ssl={"start": last.of("ssl")} if warm else {},
+        select=select,
+        steps_fraction=recipe.refresh.warm_steps_fraction,
+    )
+
+
+def _finish(
+    recipe: Recipe,
+    stages: Stages,
+    last: Version | None,
+    start: Version | None,
+    why: str,
+    state: str,
+    display: Display,
+) -> Refreshed:
+    """Run the plan, and write the version that it makes."""
+    artifacts = _run(stages, recipe, display)
+    found = {artifact.manifest["title"]: artifact for artifact in artifacts}
+    number = last.number + 1 if last else 1
+    index, split = found["index"], found["split"]
+    coresets, parts = _compare(recipe.root, number, last, found)
+    version = Version(
+        number=number,
+        key=f"{number:06d}",
+        made=datetime.now(UTC).isoformat(timespec="seconds"),
+        state=state,
+        num_shards=index.metrics["num_shards"],
+        num_samples=index.metrics["num_samples"],
+        num_labels=split.metrics["num_train"] + split.metrics["num_holdout"],
+        learned=last.learned if last and start else _learned(recipe, stages, number, index, split),
+        started_from=start.number if start else None,
+        why=why,
+        coresets=coresets,
+        stages=[Planned(stage.name, stage.title, stage.key) for stage in stages],
+        parts=parts,
+    )
+    if not versions.create(recipe.root, version):
+        raise SemiPruneError(
+            f"version {number} of {recipe.root!r} was made by another refresh while this one ran: look at it with "
+            "`semiprune history`; the same command makes the next one if something is still new"
+        )
+    return Refreshed(version, True, artifacts)
+
+
+def _state(scratch: Stages, recipe: Recipe) -> str:
+    """Hash of all that a version is made of: shards by their names, labels by their bytes, and the recipe."""
+    content = {"keys": [stage.key for stage in scratch], "refresh": recipe.refresh.model_dump()}
+    return storage.sha256(json.dumps(content, sort_keys=True).encode())[:16]
+
+
+def _learned(recipe: Recipe, scratch: Stages, number: int, index: Artifact, split: Artifact) -> Learned:
+    """A training from scratch now."""
+    settings = [stage.settings() for stage in scratch if stage.name == "ssl"]
+    content = json.dumps([settings, recipe.data.image_size, recipe.data.classes], sort_keys=True)
+    return Learned(
+        version=number,
+        learner=storage.sha256(content.encode())[:16],
+        num_samples=index.metrics["num_samples"],
+        num_labels=split.metrics["num_train"] + split.metrics["num_holdout"],
+    )
+
+
+def _check_order(last: Version, before: Artifact, now: Artifact) -> None:
+    """DataError if an image has another sample_id than in the version before."""
+    if before.uri == now.uri:
+        return
+    was, are = (load_index(index, ["key"])["key"].combine_chunks() for index in (before, now))
+    if len(are) < len(was):
+        raise DataError(
+            f"the pool has {len(are)} samples, and had {len(was)} in version {last.number}: put back what is gone, or "
+            "use another root"
+        )
+    moved = np.flatnonzero(pc.not_equal(was, are.slice(0, len(was))).to_numpy(zero_copy_only=False))
+    if len(moved):
+        first = int(moved[0])
+        raise DataError(
+            f"sample_id {first} was {was[first].as_py()!r} in version {last.number} and would be "
+            f"{are[first].as_py()!r}: name new shards so that they come behind the known ones, and correct labels out "
+            "of range"
+        )
+
+
+def _compare(
+    root: str, number: int, last: Version | None, found: Mapping[str, Artifact]
+) -> tuple[list[Coreset], list[Part]]:
+    """How each coreset differs from the one before, and the tables of the differences, written."""
+    known = found["split"].table()["sample_id"]
+    coresets: list[Coreset] = []
+    changes: dict[str, list[pa.Table]] = {name: [] for name in CHANGES}
+    for title in (title for title in found if title.startswith("export ")):
+        name = title.removeprefix("export ")
+        now = _coreset(found[title], name)
+        before = _coreset(last.artifact(root, title), name) if last and last.has(title) else now.slice(0, 0)
+        tables = {
+            "added": now.filter(pc.invert(pc.is_in(now["sample_id"], before["sample_id"]))),
+            "dropped": before.filter(pc.invert(pc.is_in(before["sample_id"], now["sample_id"]))),
+            "to_annotate": now.filter(pc.invert(pc.is_in(now["sample_id"], known))),
+        }
+        for change, table in tables.items():
+            changes[change].append(table.sort_by([("rank", "ascending"), ("sample_id", "ascending")]))
+        coresets.append(Coreset(name, now.num_rows, **{change: table.num_rows for change, table in tables.items()}))
+    place = versions.folder(root, number)
+    return coresets, [write_table_part(place, change, pa.concat_tables(tables)) for change, tables in changes.items()]
+
+
+def _coreset(export: Artifact, name: str) -> pa.Table:
+    """selection, sample_id, key, and rank: the one to annotate first is 0; null in coresets that are not ranked."""
+    (part,) = export.parts("coreset.parquet")
+    table = export.read_table(part)
+    rank = table["rank"] if "rank" in table.column_names else pa.nulls(table.num_rows, pa.int64())
+    selection = pa.repeat(pa.scalar(name), table.num_rows)
+    return pa.table({"selection": selection, "sample_id": table["sample_id"], "key": table["key"], "rank": rank})
