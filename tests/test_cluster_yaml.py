@@ -115,6 +115,14 @@ def test_token_authentication_is_on_everywhere(config: dict[str, Any]) -> None:
     assert all("--dashboard-host=0.0.0.0" not in command for command in starts)
 
 
+def test_a_job_finds_our_python(config: dict[str, Any]) -> None:
+    """A job has the PATH of the Ray that runs it, and this image has no `python` of its own."""
+    starts = [command for command in commands(config) if "ray start" in command]
+    for command in starts:
+        assert command.index("export PATH=$HOME/semiprune/.venv/bin:$PATH;") < command.index("ray start")
+    assert any(command.endswith("~/semiprune/.venv") for command in config["setup_commands"])
+
+
 def test_commands_are_shell(prepared: dict[str, Any]) -> None:
     for command in commands(prepared):
         subprocess.run(["bash", "-n", "-c", command], check=True)
