@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs import job_commands
 from jobs.display import Display, error, table
 from jobs.kernels import describe_scores, describe_selectors, score_store, select_from_files
 from pipeline.errors import SemiPruneError, UserError
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 imports = typer.Typer(help="Make WebDataset shards from images you have.", no_args_is_help=True)
 app.add_typer(imports, name="import")
+app.add_typer(job_commands.app, name="job")
 
 RecipePath = Annotated[str, typer.Argument(help="Recipe: a YAML file, see jobs/recipes/.")]
 Overrides = Annotated[
@@ -70,6 +72,17 @@ def run(recipe: RecipePath, set_: Overrides = None) -> None:
 
 
 @app.command()
+def submit(
+    recipe: RecipePath,
+    address: job_commands.Address = job_commands.TUNNEL,
+    set_: Overrides = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job to its end.")] = True,
+) -> None:
+    """Run the recipe on a Ray cluster, as one job however often it is submitted; the exit status is the job's."""
+    job_commands.submit(recipe, tuple(set_ or ()), address, wait)
+
+
+@app.command()
 def export(recipe: RecipePath, set_: Overrides = None) -> None:
     """Run the recipe as far as the coreset's lists and shards."""
     _run(recipe, set_, until="export")
@@ -88,13 +101,29 @@ def report(recipe: RecipePath, set_: Overrides = None) -> None:
 
 
 @app.command()
-def plan(recipe: RecipePath, set_: Overrides = None) -> None:
+def plan(
+    recipe: RecipePath,
+    set_: Overrides = None,
+    cost: Annotated[bool, typer.Option("--cost", help="What each stage will take: images, time, bytes.")] = False,
+    speed: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=X", help="images/s for --cost instead of a probe: decode, ssl, proxy, final, predict."
+        ),
+    ] = None,
+) -> None:
     """Show the stages, their keys, and which are done; run nothing."""
     from pipeline import plan as plans
     from pipeline.recipe import load_recipe
 
     loaded = load_recipe(recipe, tuple(set_ or ()))
-    rows = [(stage.title, stage.key, "done" if stage.load(loaded.root) else "to run") for stage in plans.build(loaded)]
+    stages = plans.build(loaded)
+    if cost:
+        from jobs.costs import show_costs
+
+        show_costs(loaded, stages, speed or [])
+        return
+    rows = [(stage.title, stage.key, "done" if stage.load(loaded.root) else "to run") for stage in stages]
     table(f"Plan of {recipe} in {loaded.root}", ("stage", "key", "state"), rows)
 
 
@@ -124,6 +153,51 @@ def fsck(
     typer.echo(f"{run} is {verdict}: {report.files:,} files, {report.bytes:,} bytes read")
     if not report.is_whole:
         raise typer.Exit(1)
+
+
+@app.command()
+def refresh(recipe: RecipePath, set_: Overrides = None) -> None:
+    """Run the recipe on the pool as it is now, if anything is new: a new version of the coreset, and its changes."""
+    from jobs.history import show_version
+    from jobs.results import show
+    from pipeline.recipe import load_recipe
+    from pipeline.refresh import refresh as bring_up_to_date
+
+    loaded = load_recipe(recipe, tuple(set_ or ()))
+    try:
+        with Display() as display:
+            made = bring_up_to_date(loaded, display)
+    except KeyboardInterrupt:
+        error("stopped; what was committed is kept, and the same command continues from there")
+        raise typer.Exit(130) from None
+    if made.is_new:
+        show(made.artifacts)
+    show_version(loaded.root, made.version, made.is_new)
+
+
+@app.command()
+def history(run: Annotated[str, typer.Argument(help="Run directory (the recipe's root).")]) -> None:
+    """Show the versions that refreshes made: when, of what, and how the coresets changed."""
+    from jobs.history import show_history
+    from pipeline.versions import load
+
+    show_history(run, load(run))
+
+
+@app.command()
+def gc(
+    run: Annotated[str, typer.Argument(help="Run directory (the recipe's root).")],
+    keep: Annotated[int, typer.Option(min=1, help="Versions whose stages stay, counted from the last.")] = 3,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete; without it, only show what would go.")] = False,
+) -> None:
+    """Find, and with --delete remove, what neither the last versions nor the last plan need."""
+    from jobs.history import show_waste
+    from pipeline.gc import find, remove
+
+    waste = find(run, keep)
+    if delete:
+        remove(run, keep, waste)
+    show_waste(run, waste, deleted=delete)
 
 
 @app.command(epilog=describe_scores())

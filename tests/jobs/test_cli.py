@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from jobs import cli
+from pipeline.cost import SPEEDS
 from pipeline.dynamics import DynamicsWriter
 from tests.running import tiny_recipe
 
@@ -65,6 +66,24 @@ def test_plan_runs_nothing(semiprune: Semiprune, recipe: Path, tmp_path: Path) -
     assert status == 0
     assert out.count("to run") == len(out.splitlines()) - 2
     assert not (tmp_path / "run").exists()
+
+
+def test_the_cost_of_a_plan_beside_what_it_took(semiprune: Semiprune, reference_run: Path) -> None:
+    speeds = [text for name in SPEEDS for text in ("--speed", f"{name}=100")]
+    status, out, err = semiprune("plan", str(reference_run.parent / "run.yaml"), "--cost", *speeds)
+    assert (status, err) == (0, "")
+    title, _, *rows, speed = out.splitlines()
+    assert title.startswith("Cost of 1,437 images, ") and title.endswith(" in 6 shards")
+    assert [row.split()[0] for row in rows][-2:] == ["evaluate", "all"]
+    assert all(row.split()[-1] == "s" for row in rows[:-1]), "each stage is done, so each has what it took"
+    assert "decode 100, ssl 100" in speed and "this machine" not in speed
+
+
+@pytest.mark.parametrize("given", ["gpu=3", "ssl", "ssl=fast", "ssl=0", "ssl=nan"])
+def test_a_speed_that_is_none(semiprune: Semiprune, recipe: Path, given: str) -> None:
+    status, _, err = semiprune("plan", str(recipe), "--cost", "--speed", given)
+    assert status == 2
+    assert f"--speed {given!r} is not NAME=X" in err and "decode, ssl, proxy, final, predict" in err
 
 
 def test_a_run_is_found_done_and_explained(semiprune: Semiprune, reference_run: Path, digits: Path) -> None:

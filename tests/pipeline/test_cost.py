@@ -1,0 +1,74 @@
+from pathlib import Path
+
+import pytest
+
+from pipeline import plan, probe
+from pipeline.cost import RECORD_BYTES, SPEEDS, Data, estimate, look_at, seconds
+from pipeline.recipe import Recipe, load_recipe
+from pipeline.stage import Artifact
+from tests.running import tiny_recipe
+
+POOL = Data(num_samples=1000, num_bytes=10**8, num_shards=4, exact=True)
+ALIKE = dict.fromkeys(SPEEDS, 100.0)
+
+
+@pytest.fixture
+def recipe(digits: Path, tmp_path: Path) -> Recipe:
+    return load_recipe(str(tiny_recipe(digits, tmp_path / "run")))
+
+
+def changed(recipe: Recipe, **resources: object) -> Recipe:
+    return recipe.model_copy(update={"resources": recipe.resources.model_copy(update=resources)})
+
+
+def test_a_pool_that_is_not_indexed_is_estimated_from_its_first_shard(recipe: Recipe, reference_run: Path) -> None:
+    stages = plan.build(recipe)
+    guess = look_at(recipe, stages)
+    known = look_at(recipe.model_copy(update={"root": str(reference_run)}), stages)
+    assert (known.num_samples, known.num_shards, known.exact, guess.exact) == (1437, 6, True, False)
+    assert guess.num_samples == pytest.approx(known.num_samples, rel=0.02)
+    assert guess.num_bytes == known.num_bytes
+
+
+def test_images_that_are_cached_are_decoded_once_and_streamed_ones_every_time(recipe: Recipe) -> None:
+    cached, streamed = (estimate(changed(recipe, images=way), POOL, ALIKE) for way in ("cache", "stream"))
+    assert (cached["images"].decoded, cached["proxy"].decoded, cached["proxy"].read) == (1000, 0, 0)
+    assert "images" not in streamed
+    assert (streamed["proxy"].decoded, streamed["proxy"].read) == (8 * 1000, 8 * 10**8)
+    assert streamed["ssl"].decoded == 60 * 32 * 3
+    for costs in (cached, streamed):
+        assert costs["proxy"].worker_seconds == 8 * 1000 / 100
+        assert costs["proxy"].written == RECORD_BYTES * 8 * 1000
+
+
+def test_the_supervised_baseline_reads_no_unlabelled_image(recipe: Recipe) -> None:
+    assert recipe.ssl is not None
+    alone = recipe.model_copy(update={"ssl": recipe.ssl.model_copy(update={"algorithm": "supervised"})})
+    assert estimate(alone, POOL, ALIKE)["ssl"].worker_seconds == 60 * 32 / 100
+
+
+def test_the_evaluation_trains_on_every_subset_of_the_comparison(recipe: Recipe, done: dict[str, Artifact]) -> None:
+    rows = done["evaluate"].metrics["rows"]
+    seen = sum(row["num_samples"] * row["seeds"] for row in rows) * 2  # epochs
+    pool = Data(1437, 10**6, 6, exact=True)
+    assert estimate(recipe, pool, ALIKE)["evaluate"].worker_seconds == pytest.approx(seen / 100)
+    assert recipe.evaluate is not None
+    longer = recipe.evaluate.model_copy(update={"min_steps": 1000})
+    batch = recipe.evaluate.training.batch_size
+    found = estimate(recipe.model_copy(update={"evaluate": longer}), pool, ALIKE)
+    assert found["evaluate"].worker_seconds == len(rows) * 1000 * batch / 100
+
+
+def test_workers_share_the_trainings_and_cores_the_rest(recipe: Recipe) -> None:
+    streamed = changed(recipe, images="stream", num_workers=2)
+    ssl = estimate(streamed, POOL, ALIKE | {"decode": 10.0})["ssl"]
+    assert seconds(ssl, streamed, cores=64) == ssl.worker_seconds / 2
+    assert seconds(ssl, streamed, cores=1) == ssl.core_seconds == 10 * ssl.worker_seconds
+
+
+def test_the_probe_measures_what_it_is_asked_for(recipe: Recipe) -> None:
+    told: list[int] = []
+    found = probe.measure(recipe, list(SPEEDS), told.append, duration=0.0)
+    assert list(found) == list(SPEEDS)
+    assert min(found.values()) > 0
+    assert told == [0, 1, 2, 3, 4, 5]
