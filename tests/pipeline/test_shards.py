@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -140,7 +141,7 @@ class Unreadable:
 )
 def test_what_stops_a_task_from_reading_is_one_sentence(tmp_path, monkeypatch, error):
     make(tmp_path, "a.tar")
-    shard = indexed(tmp_path / "a.tar")
+    shard = replace(indexed(tmp_path / "a.tar"), uri="s3://bucket/a.tar")
     monkeypatch.setattr(storage, "resolve", lambda uri: (Unreadable(error), uri))
     reads = (shards.check, shards.read_unchanged, lambda shard: shards.read_range(shard, 0, 3))
     for read in reads:
