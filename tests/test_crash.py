@@ -28,7 +28,7 @@ from pipeline.index import load_index
 from pipeline.stage import Artifact
 from tests.running import REPOSITORY, artifacts, descendants, finish, kill_tree, run, start, tiny_recipe, wait_for
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 RAY = str(Path(sys.executable).with_name("ray"))
 
@@ -189,7 +189,6 @@ def test_every_epoch_is_recorded_once_and_whole(submitted: Submitted, done: dict
     assert len(store.epochs) == len(whole.epochs) and store.coverage == 1
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("attempt", range(20))
 def test_kills_at_any_moment(digits: Path, tmp_path: Path, done: dict[str, Artifact], attempt: int) -> None:
