@@ -169,9 +169,8 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.folder.resolve()
     facts = environment()
-    print(
-        f"{facts['cores']} cores, Python {facts['python']}, {facts['libraries']}, commit {facts['commit']}", flush=True
-    )
+    libraries = ", ".join(f"{name} {version}" for name, version in facts["libraries"].items())
+    print(f"{facts['cores']} cores, Python {facts['python']}, {libraries}, commit {facts['commit']}", flush=True)
     (folder / "shards").mkdir(parents=True, exist_ok=True)
     numbers = range(-(-options.samples // PER_SHARD))
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
