@@ -31,7 +31,7 @@ def run_id(recipe: Recipe) -> str:
 def local_places(recipe: Recipe) -> list[str]:
     """What the recipe names on this machine's disks, which other machines see only if they share them."""
     encode, evaluate = recipe.encode, recipe.evaluate
-    named = [recipe.root, *recipe.data.shards, recipe.data.labels]
+    named = [recipe.root, *recipe.data.shards, recipe.data.labels, recipe.split.labels]
     named += [encode.table] if encode else []
     named += [*evaluate.test_shards, evaluate.labels] if evaluate else []
     return [place for place in named if place is not None and storage.is_local(place)]

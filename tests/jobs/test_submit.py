@@ -165,6 +165,7 @@ def test_places_on_local_disks_are_named() -> None:
     shards = {"data.shards": "s3://bucket/{000..019}.tar", "evaluate.test_shards": "s3://bucket/test.tar"}
     assert local_places(loaded(**shards)) == []
     assert local_places(loaded(**shards, root="/runs/1", **{"data.labels": "/l.csv"})) == ["/runs/1", "/l.csv"]
+    assert local_places(loaded(**shards, **{"split.labels": "/annotated.csv"})) == ["/annotated.csv"]
 
 
 def test_the_exit_status_is_the_drivers() -> None:
