@@ -7,6 +7,7 @@ from pipeline.epochs import EpochLog
 from pipeline.errors import UserError
 from pipeline.run import PLAN
 from pipeline.stage import MANIFEST
+from pipeline.versions import Planned
 
 
 @dataclass(frozen=True)
@@ -23,17 +24,8 @@ class StageStatus:
 
 
 @dataclass(frozen=True)
-class _Planned:
-    """A line of the plan, as `run.describe` writes it."""
-
-    stage: str
-    title: str
-    key: str
-
-
-@dataclass(frozen=True)
 class _Plan:
-    stages: list[_Planned]
+    stages: list[Planned]
 
 
 @dataclass(frozen=True)
@@ -50,7 +42,7 @@ def read_status(root: str) -> list[StageStatus]:
     return [_status(root, planned) for planned in plan.stages]
 
 
-def _status(root: str, planned: _Planned) -> StageStatus:
+def _status(root: str, planned: Planned) -> StageStatus:
     title, key = planned.title, planned.key
     folder = storage.join(root, planned.stage, key)
     found = storage.names(folder)

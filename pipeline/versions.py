@@ -14,18 +14,16 @@ from typing import Any
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import CorruptArtifactError
-from pipeline.stage import MANIFEST, Artifact, Part, Stage
+from pipeline.stage import MANIFEST, READERS, Artifact, Part, Stage
 from pipeline.threads import in_threads
 from pipeline.warm_start import Learned
 
 FOLDER = "versions"
 
-_READERS = 8
-
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage of a version."""
+    """A stage of a version, or of the last plan, as `run.describe` writes it."""
 
     stage: str
     title: str
@@ -93,7 +91,7 @@ def folder(root: str, number: int) -> str:
 def load(root: str) -> list[Version]:
     """All versions in their order; CorruptArtifactError if one is damaged."""
     numbers = [int(name) for name in storage.names(storage.join(root, FOLDER)) if re.fullmatch(r"\d{6,}", name)]
-    found = in_threads(lambda number: _read(root, number), sorted(numbers), _READERS)
+    found = in_threads(lambda number: _read(root, number), sorted(numbers), READERS)
     return [version for version in found if version is not None]
 
 
