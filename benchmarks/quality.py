@@ -37,7 +37,8 @@ PER_SHARD = 2500
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "small": {
-        "ssl": {"model": {"name": "resnet9", "width": 16}, "steps": 6000, "lr": 0.06, "unlabelled_ratio": 3},
+        "ssl": {"model": {"name": "resnet9", "width": 16}, "steps": 8000, "lr": 0.03, "unlabelled_ratio": 1},
+        "options": {"freematch": {"momentum": 0.99}, "softmatch": {"momentum": 0.99}},  # their averages, in so few steps
         "proxy": {"model": {"name": "resnet9", "width": 16}, "epochs": 20, "lr": 0.1},
         "final": {"model": {"name": "resnet9", "width": 16}, "epochs": 12, "lr": 0.1},
         "min_steps": 2000,
@@ -45,6 +46,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     },
     "paper": {
         "ssl": {"model": {"name": "wrn_28_2"}, "steps": 2**17},
+        "options": {},
         "proxy": {"model": {"name": "resnet18"}, "epochs": 200, "lr": 0.1},
         "final": {"model": {"name": "resnet18"}, "epochs": 200, "lr": 0.1},
         "min_steps": 30_000,
@@ -98,7 +100,14 @@ def recipe(options: argparse.Namespace, shards: Path, algorithm: str, labels: in
         "root": str(options.runs / "run"),
         "data": {"shards": str(shards / "train-*.tar"), "num_classes": options.num_classes, "image_size": 32},
         "split": {"num_labelled": labels, "holdout_fraction": 0.0 if labels is None else 0.2},
-        "ssl": {**network["ssl"], "steps": steps, "algorithm": algorithm, "batch_size": 64, "checkpoint_every": 250},
+        "ssl": {
+            **network["ssl"],
+            "steps": steps,
+            "algorithm": algorithm,
+            "options": network["options"].get(algorithm, {}),
+            "batch_size": 64,
+            "checkpoint_every": 250,
+        },
         "proxy": {**network["proxy"], "batch_size": 128},
         "score": {"aum": {}, "forgetting": {}, "el2n": {"num_epochs": 10}, "dual": {"T": network["T"], "J": 10}},
         "select": selections(options.keep, mislabel_fractions),
