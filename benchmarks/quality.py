@@ -4,7 +4,8 @@ DATA holds train-*.tar and test-*.tar, samples KEY.jpg + KEY.cls; RUNS gets the 
 directory, so that a stopped study goes on and no training is done twice. For every variant, number of labels and
 algorithm: accuracy of the pseudo-labels on the whole pool, whose labels only this benchmark sees; then, for the first
 algorithm named, test accuracy of models trained on coresets of several sizes, chosen in several ways, against random
-ones, against the same ways with true labels, and against everything; `auto` beside a grid of mislabel fractions.
+ones, against the same ways with true labels and without any, and against everything; `auto` beside a grid of mislabel
+fractions.
 
 Networks: `small` for CPU cores; `paper` as published (2605.23198, 2001.07685), for GPUs.
 """
@@ -33,6 +34,7 @@ from pipeline.units import duration
 
 VARIANTS = ("plain", "long_tailed_0.1", "long_tailed_0.01", "corrupted")
 GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+LABEL_FREE = "label_free"
 PER_SHARD = 2500
 
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -75,48 +77,54 @@ def make(data: Path, out: Path, variant: str, images: int | None) -> Path:
 
 
 def selections(fractions: list[float], mislabel_fractions: Sequence[float | str]) -> list[dict[str, Any]]:
-    """Of every size: the two methods of SemiPrune, CCS and EL2N."""
+    """Of every size: the two methods of SemiPrune, CCS and EL2N; their names end in the size."""
     found: list[dict[str, Any]] = []
     for keep in fractions:
-        share = f"{100 * keep:g}"
-        for m in mislabel_fractions:
-            if m == "auto" or float(m) + keep <= 1:
-                options = {"score": "aum", "mislabel_fraction": m}
-                found.append({"name": f"aum-{m}-{share}", "selector": "double_end", "options": options})
-        found.append({"name": f"dual_beta-{share}", "selector": "dual_beta"})
-        found.append({"name": f"ccs-{share}", "selector": "ccs"})
-        found.append({"name": f"el2n-{share}", "selector": "top_k", "options": {"score": "el2n"}})
-        for one in found:
-            one.setdefault("keep_fraction", keep)
+        cuts = [m for m in mislabel_fractions if m == "auto" or float(m) + keep <= 1]
+        ways: dict[str, tuple[str, dict[str, Any]]] = {
+            f"aum-{m}": ("double_end", {"score": "aum", "mislabel_fraction": m}) for m in cuts
+        }
+        ways |= {"dual_beta": ("dual_beta", {}), "ccs": ("ccs", {}), "el2n": ("top_k", {"score": "el2n"})}
+        for way, (selector, options) in ways.items():
+            name = f"{way}-{100 * keep:g}"
+            found.append({"name": name, "selector": selector, "keep_fraction": keep, "options": options})
     return found
 
 
 def recipe(options: argparse.Namespace, shards: Path, algorithm: str, labels: int | None, coresets: bool) -> Recipe:
     """labels: how many are visible; None, all of them, which makes every pseudo-label a true one."""
     network = NETWORKS[options.network]
-    steps = 1 if labels is None else options.steps or network["ssl"]["steps"]  # labels replace what it predicts
-    mislabel_fractions = (0.0,) if labels is None else ("auto", *GRID) if options.grid else ("auto",)
+    label_free = algorithm == LABEL_FREE
+    judged = labels is not None and not label_free
+    mislabel_fractions: tuple[float | str, ...] = ("auto",) if judged else (0.0,)
+    if options.grid and labels is not None:
+        mislabel_fractions = (*mislabel_fractions, *(m for m in GRID if m not in mislabel_fractions))
     content: dict[str, Any] = {
         "root": str(options.runs / "run"),
         "data": {"shards": str(shards / "train-*.tar"), "num_classes": options.num_classes, "image_size": 32},
-        "split": {"num_labelled": labels, "holdout_fraction": 0.0 if labels is None else 0.2},
-        "ssl": {
+        "split": {"num_labelled": 0 if label_free else labels, "holdout_fraction": 0.2 if judged else 0.0},
+        "proxy": {**network["proxy"], "batch_size": 128},
+        "score": {"aum": {}, "forgetting": {}, "el2n": {"num_epochs": 10}, "dual": {"T": network["T"], "J": 10}},
+        "select": selections(options.keep, mislabel_fractions),
+        "resources": {"num_workers": options.workers, "cpus_per_worker": options.threads},
+    }
+    if label_free:
+        content |= {"encode": options.label_free, "cluster": {}}
+    else:
+        steps = 1 if labels is None else options.steps or network["ssl"]["steps"]  # labels replace what it predicts
+        content["ssl"] = {
             **network["ssl"],
             "steps": steps,
             "algorithm": algorithm,
             "options": network["options"].get(algorithm, {}),
             "batch_size": 64,
             "checkpoint_every": 250,
-        },
-        "proxy": {**network["proxy"], "batch_size": 128},
-        "score": {"aum": {}, "forgetting": {}, "el2n": {"num_epochs": 10}, "dual": {"T": network["T"], "J": 10}},
-        "select": selections(options.keep, mislabel_fractions),
-        "resources": {"num_workers": options.workers, "cpus_per_worker": options.threads},
-    }
+        }
     if coresets:
         content["evaluate"] = {
             "test_shards": str(options.data / "test-*.tar"),
             "seeds": options.seeds,
+            "baselines": ["random", "full"] if judged else [],  # the same for every source
             "min_steps": network["min_steps"],
             "training": {**network["final"], "batch_size": 128},
         }
@@ -142,6 +150,17 @@ def pool_accuracy(done: dict[str, Artifact]) -> float:
     return float(right[unseen & (truth >= 0)].mean())
 
 
+def accuracies(dynamics: str, rows: list[dict[str, Any]]) -> list[list[str]]:
+    """A line per way to choose, a column per size, the largest first."""
+    sizes = sorted({row["keep_fraction"] for row in rows}, reverse=True)
+    ways: dict[str, dict[float, str]] = {}
+    for row in rows:
+        way = row["subset"].removesuffix(f"-{100 * row['keep_fraction']:g}")
+        found = f"{100 * row['mean']:.2f} ± {100 * row['std']:.2f}"
+        ways.setdefault(way, {})[row["keep_fraction"]] = found
+    return [[dynamics, way, *(cells.get(size, "") for size in sizes)] for way, cells in ways.items()]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -154,6 +173,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--grid", action="store_true", help="mislabel fractions besides the automatic one")
     parser.add_argument("--no-coresets", action="store_true", help="pseudo-labels alone")
+    parser.add_argument(
+        "--label-free", type=json.loads, metavar="JSON", help="the `encode` of a recipe: coresets by clusters, too"
+    )
     parser.add_argument("--images", type=int, help="of the variant; all of them otherwise")
     parser.add_argument("--steps", type=int, help="of the semi-supervised training")
     parser.add_argument("--num-classes", type=int, default=10)
@@ -164,7 +186,8 @@ def main() -> None:
     facts = environment()
     versions = ", ".join(f"{name} {version}" for name, version in facts["libraries"].items())
     print(f"{facts['cores']} cores, {versions}, commit {facts['commit']}")
-    pseudo_labels, accuracies, times = [], [], []
+    print(f"{options.workers} workers of {options.threads} threads")
+    pseudo_labels, tested, times = [], {}, []
     for variant in options.variants:
         shards = make(options.data, options.runs / "data", variant, options.images)
         for labels in options.labels:
@@ -173,19 +196,23 @@ def main() -> None:
                 wanted = recipe(options, shards, algorithm, labels, coresets)
                 done = run(wanted, None if coresets else "pseudo_label")
                 pseudo_labels.append([variant, f"{labels:,}", algorithm, f"{pool_accuracy(done):.2%}"])
-                rows = {f"{labels:,} labels": done}
+                sources = {f"{labels:,} labels, {algorithm}": done}
                 if coresets:
-                    rows["true labels"] = run(recipe(options, shards, "supervised", None, True))
-                for source, stages in rows.items():
-                    for title, artifact in stages.items():
-                        times.append([variant, source, algorithm, title, duration(artifact.manifest["seconds"])])
+                    sources["true labels"] = run(recipe(options, shards, "supervised", None, True))
+                if coresets and options.label_free:
+                    sources["no label"] = run(recipe(options, shards, LABEL_FREE, 0, True))
+                for source, stages in sources.items():
+                    took = [[title, duration(artifact.manifest["seconds"])] for title, artifact in stages.items()]
+                    times += [[variant, source, *row] for row in took]
                     if "evaluate" in stages:
-                        for row in stages["evaluate"].metrics["rows"]:
-                            value = f"{row['mean']:.2%} ± {row['std']:.2%}"
-                            accuracies.append([variant, source, row["subset"], f"{row['num_samples']:,}", value])
-    table("Pseudo-labels that are right", ["variant", "labels", "algorithm", "of the unlabelled"], pseudo_labels)
-    table("Test accuracy", ["variant", "dynamics from", "trained on", "images", "accuracy"], accuracies)
-    table("Time", ["variant", "labels", "algorithm", "stage", "time"], times)
+                        rows = accuracies(source, stages["evaluate"].metrics["rows"])
+                        tested.setdefault(variant, []).extend(rows)
+    table("Pseudo-labels that are right", ["variant", "labels", "algorithm", "of the unlabelled, %"], pseudo_labels)
+    for variant, rows in tested.items():
+        sizes = sorted({1.0, *options.keep}, reverse=True)
+        columns = ["dynamics from", "chosen by", *(f"{100 * keep:g}%" for keep in sizes)]
+        table(f"{variant}: test accuracy, %, {options.seeds} seeds", columns, rows)
+    table("Time", ["variant", "labels", "stage", "took"], times)
 
 
 if __name__ == "__main__":
