@@ -26,6 +26,9 @@ MAX_BYTES, MAX_ROWS = 2 << 20, 256
 WINDOW = 2048
 """Rows, over all workers, that are shuffled together, each from one of many places of the dataset."""
 
+TOGETHER = 1 << 18
+"""Rows that are shuffled at a time, of whole lanes: what that takes is then small beside the order of a large pool."""
+
 SMALL_BYTES = 256 << 20
 """Encoded samples that a worker may hold at once, whole: so many are shuffled together."""
 
@@ -49,7 +52,7 @@ def cut_chunks(shard: Ids, offset: Ids, length: Ids, max_bytes: int = MAX_BYTES,
     shard, offset, length: [N], as the index has them, by ascending sample_id; samples of a shard are in the order of
     their bytes, and what lies between two of them counts as part of the chunk.
     """
-    edges = np.flatnonzero(np.diff(shard)) + 1
+    edges = np.flatnonzero(shard[1:] != shard[:-1]) + 1
     bounds = []
     for begin, end in zip([0, *edges.tolist()], [*edges.tolist(), len(shard)], strict=True):
         ends = offset[begin:end] + length[begin:end]
@@ -75,23 +78,28 @@ def epoch_order(seed: int, purpose: str, epoch: int, ids: Ids, bounds: Ids, wind
     sizes = np.diff(bounds)[chunks]
     starts = np.cumsum(sizes) - sizes
     total = len(ids)
-    samples = np.arange(total) + np.repeat(bounds[chunks] - starts, sizes)
-
     lane_starts = even_bounds(total, LANES)
-    lane = np.repeat(np.arange(LANES), np.diff(lane_starts))
-    row = np.arange(total) - lane_starts[lane]  # in its lane
     cuts = np.union1d(starts, lane_starts[lane_starts < total])
     lengths = np.diff(np.append(cuts, total))
-    piece = np.repeat(np.arange(len(cuts)), lengths)
+    chunk = np.searchsorted(starts, cuts, side="right") - 1  # of each piece
+    firsts = bounds[chunks[chunk]] + cuts - starts[chunk]
 
     # Lanes begin their windows at different rows, so that new chunks are wanted one after the other, not all at once.
     height = max(1, window // LANES)
-    group = (row + lane * height // LANES) // height
-    shuffled = np.lexsort((counter.hash64(seed, purpose, epoch, ids[samples]), group, lane))
-    place = row * LANES + lane
     ordered, pieces = np.empty(total, np.int64), np.empty(total, np.int64)
-    ordered[place], pieces[place] = ids[samples[shuffled]], piece[shuffled]
-    return Order(ordered, pieces, np.stack([samples[cuts], samples[cuts] + lengths], axis=1))
+    step = max(1, TOGETHER * LANES // max(total, 1))
+    for lanes in (np.arange(low, min(low + step, LANES)) for low in range(0, LANES, step)):
+        begin, end = lane_starts[lanes[0]], lane_starts[lanes[-1] + 1]
+        low, high = np.searchsorted(cuts, (begin, end))
+        piece = np.repeat(np.arange(low, high), lengths[low:high])
+        samples = np.arange(begin, end) + (firsts - cuts)[piece]
+        lane = np.repeat(lanes, np.diff(lane_starts)[lanes])
+        row = np.arange(begin, end) - lane_starts[lane]  # in its lane
+        group = (row + lane * height // LANES) // height
+        shuffled = np.lexsort((counter.hash64(seed, purpose, epoch, ids[samples]), group, lane))
+        place = row * LANES + lane
+        ordered[place], pieces[place] = ids[samples[shuffled]], piece[shuffled]
+    return Order(ordered, pieces, np.stack([firsts, firsts + lengths], axis=1))
 
 
 def even_bounds(total: int, parts: int) -> Ids:

@@ -99,13 +99,18 @@ class Plan:
     def _sorted(self) -> Ids:
         return np.arange(len(self.samples)) if self.ids is None else np.sort(self.ids)
 
+    @property
+    def _rows(self) -> slice | Ids:
+        """Where the ids are among the samples: as a slice, which copies nothing, if they are all of them."""
+        return slice(None) if self.ids is None else self._sorted
+
     @cached_property
     def _bounds(self) -> Ids:
-        ids, samples = self._sorted, self.samples
-        return cut_chunks(samples.shard[ids], samples.offset[ids], samples.length[ids])
+        rows, samples = self._rows, self.samples
+        return cut_chunks(samples.shard[rows], samples.offset[rows], samples.length[rows])
 
     def _order(self, epoch: int) -> Order:
-        small = self.samples.length[self._sorted].sum() <= SMALL_BYTES
+        small = self.samples.length[self._rows].sum() <= SMALL_BYTES
         return epoch_order(self.seed, self.purpose, epoch, self._sorted, self._bounds, window=None if small else WINDOW)
 
     def _cut(self, epoch: int, order: Order, rows: Ids, steps: Ids, valid: NDArray[np.bool_]) -> Iterator[Planned]:

@@ -266,13 +266,17 @@ def _drop_repeated(
 def _sharing(indexed: list[IndexedShard]) -> dict[int, set[int]]:
     """For every shard with a hash that an earlier one has: which earlier ones. Equal hashes are not yet equal keys."""
     hashes = np.concatenate([np.frombuffer(item.hashes, np.uint64) for item in indexed])
-    owner = np.repeat(np.arange(len(indexed)), [len(item.hashes) // 8 for item in indexed])
-    _, position, group = np.unique(hashes, return_index=True, return_inverse=True)
-    first = owner[position][group]
-    repeated = np.flatnonzero(owner != first)
+    hashes.sort()  # in place: beside the hashes nothing here is as long as the pool
+    repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+    del hashes
+    first: dict[int, int] = {}
     earlier: dict[int, set[int]] = {}
-    for later, number in zip(owner[repeated].tolist(), first[repeated].tolist(), strict=True):
-        earlier.setdefault(later, set()).add(number)
+    for number, item in enumerate(indexed) if len(repeated) else ():
+        own = np.frombuffer(item.hashes, np.uint64)
+        place = np.searchsorted(repeated[:-1], own)  # of the last one too, as the first that is not smaller
+        for value in own[repeated[place] == own].tolist():
+            if (owner := first.setdefault(value, number)) != number:
+                earlier.setdefault(number, set()).add(owner)
     return earlier
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pipeline import shards
 from pipeline.epoch_order import Ids
 from pipeline.errors import DataError
-from pipeline.index import load_config, load_index, load_shards
+from pipeline.index import load_config, load_shards
 from pipeline.shards import Shard
 from pipeline.stage import Artifact
 from pipeline.tar import BLOCK
@@ -39,9 +39,13 @@ class Samples:
     @classmethod
     def open(cls, index: Artifact) -> Self:
         """The samples of a finished stage `index`; size, max_pixels: as its `data` section has them."""
-        table = load_index(index, list(_COLUMNS))
+        columns = {name: np.empty(sum(part.rows for part in index.parts()), np.int64) for name in _COLUMNS}
+        end = 0
+        for table in index.tables(columns=list(_COLUMNS)):  # never all of them beside what they become
+            start, end = end, end + table.num_rows
+            for name, column in columns.items():
+                column[start:end] = table[name].to_numpy()
         data = load_config(index).data
-        columns = {name: table[name].to_numpy().astype(np.int64) for name in _COLUMNS}
         return cls(index=index, shards=load_shards(index), size=data.image_size, max_pixels=data.max_pixels, **columns)
 
     def __len__(self) -> int:
@@ -49,8 +53,9 @@ class Samples:
 
     @cached_property
     def keys(self) -> pa.Array:
-        """The samples' names; read when they are first wanted."""
-        return load_index(self.index, ["key"])["key"].combine_chunks()
+        """The samples' names; read when they are first wanted. Large strings: of 2 GiB of names there is no other."""
+        columns = (table["key"].cast(pa.large_string()) for table in self.index.tables(columns=["key"]))
+        return pa.concat_arrays([chunk for column in columns for chunk in column.chunks])
 
     def span(self, ids: Ids) -> "Span":
         """Samples of one shard, ids ascending, as one request for their bytes."""

@@ -111,6 +111,16 @@ def test_the_order_is_a_pure_function_of_seed_purpose_and_epoch(window: int | No
     assert all(np.mean(orders[0] == other) < 0.1 for other in orders[2:])
 
 
+def test_how_many_rows_are_shuffled_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    bounds = chunks([300, 1, 999, 40], max_rows=30)
+    orders = [order_of(bounds, 500)]
+    for together in (1, 50, 700):
+        monkeypatch.setattr(epoch_order, "TOGETHER", together)
+        orders.append(order_of(bounds, 500))
+    for other in orders[1:]:
+        assert all(np.array_equal(getattr(orders[0], name), getattr(other, name)) for name in vars(other))
+
+
 @pytest.mark.parametrize(("window", "first"), [(500, [280, 983, 613]), (None, [857, 442, 441])])
 def test_orders_are_what_they_were(window: int | None, first: list[int]) -> None:
     """Another order is another result of every training: raise the version of what trains with it."""
