@@ -6,6 +6,11 @@ DynamicsWriter and one commits, as 8 ranks would. The images are PNGs of 8x8 pix
 images are, decoded once each. Then all scores, ten selections at five budgets, and the lists of each coreset.
 
 Of every stage: seconds, the largest memory that one process had meanwhile, and bytes written.
+
+    python -m benchmarks.rehearsal FOLDER --store    # the same in an object store on loopback
+
+counts what each stage asks of the store instead: requests by kind, and bytes. How long it takes then is not told: the
+store works on the same cores.
 """
 
 import argparse
@@ -14,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
@@ -27,6 +32,7 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pyarrow as pa
 
+from benchmarks.counted_store import COUNTED, KINDS, counted
 from benchmarks.dataset import png
 from benchmarks.synthetic import write_epoch
 from jobs.display import Display, table
@@ -95,7 +101,8 @@ REPLACED: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
-def recipe(folder: Path) -> Recipe:
+def recipe(place: str) -> Recipe:
+    """place: what holds `runs` and `data`."""
     selections = [
         {"name": f"{selector}-{100 * keep:g}", "selector": selector, "keep_fraction": keep, "options": options}
         for keep in BUDGETS
@@ -103,8 +110,8 @@ def recipe(folder: Path) -> Recipe:
     ]
     return Recipe.model_validate(
         {
-            "root": str(folder / "run"),
-            "data": {"shards": (f"{folder}/shards/train-*.tar",), "num_classes": CLASSES, "image_size": 8},
+            "root": f"{place}runs/one",
+            "data": {"shards": (f"{place}data/train-*.tar",), "num_classes": CLASSES, "image_size": 8},
             "split": {"num_labelled": 12_811, "holdout_fraction": 0.0},
             "ssl": {"steps": 1},
             "proxy": {"epochs": EPOCHS},
@@ -144,11 +151,18 @@ def memory() -> Iterator[dict[str, float]]:
 
 
 class Watched(Display):
-    """The display of a run that remembers when each stage began and ended."""
+    """The display of a run that remembers when each stage began and ended, and what was counted until then.
 
-    def __init__(self) -> None:
+    counts: of a store, as COUNTED has them. What the run asks before a stage is counted with it, what it asks after
+    the last with none.
+    """
+
+    def __init__(self, counts: Any = None) -> None:
         super().__init__()
         self.spans: dict[str, tuple[float, float]] = {}
+        self.asked: dict[str, list[int]] = {}
+        self._counts = counts
+        self._before = [0] * len(COUNTED)
 
     @contextmanager
     def stage(self, title: str) -> Iterator[Any]:
@@ -156,35 +170,17 @@ class Watched(Display):
         with super().stage(title) as progress:
             yield progress
         self.spans[title] = (begin, time.monotonic())
+        if self._counts is not None:
+            now = list(self._counts)
+            self.asked[title] = [here - before for here, before in zip(now, self._before, strict=True)]
+            self._before = now
 
 
 def written(artifact: Artifact) -> int:
     return sum(path.stat().st_size for path in Path(artifact.uri).rglob("*") if path.is_file())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--samples", type=int, default=1_281_167)
-    options = parser.parse_args()
-    folder = options.folder.resolve()
-    facts = environment()
-    libraries = ", ".join(f"{name} {version}" for name, version in facts["libraries"].items())
-    print(f"{facts['cores']} cores, Python {facts['python']}, {libraries}, commit {facts['commit']}", flush=True)
-    (folder / "shards").mkdir(parents=True, exist_ok=True)
-    numbers = range(-(-options.samples // PER_SHARD))
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        list(
-            pool.map(partial(write_shard, folder=folder / "shards", num_samples=options.samples), numbers, chunksize=16)
-        )
-
-    wanted = recipe(folder)
-    stages: list[Stage] = [
-        replace(stage, run=REPLACED[stage.name], images=()) if stage.name in REPLACED else stage
-        for stage in plan.needed(plan.build(wanted), "export")
-    ]
-    with memory() as seen, Watched() as display:
-        done = execute(stages, wanted.root, wanted.resources, display, wanted.model_dump(mode="json"))
+def show_times(display: Watched, stages: list[Stage], done: list[Artifact], seen: dict[str, float], what: str) -> None:
     rows, total = [], 0.0
     for stage, artifact in zip(stages, done, strict=True):
         seconds = artifact.manifest["seconds"]
@@ -193,7 +189,50 @@ def main() -> None:
         most = max((rss for at, rss in seen.items() if begin <= float(at) <= end), default=0)
         rows.append([stage.title, duration(seconds), size(most) if most else "", size(written(artifact))])
     rows.append(["all", duration(total), size(max(seen.values(), default=0)), ""])
-    table(f"{options.samples:,} samples, {EPOCHS} epochs", ("stage", "seconds", "largest process", "written"), rows)
+    table(what, ("stage", "seconds", "largest process", "written"), rows)
+
+
+def show_counts(display: Watched, what: str) -> None:
+    asked = display.asked | {"all": [sum(column) for column in zip(*display.asked.values(), strict=True)]}
+    rows = [
+        [title, *(f"{count:,}" for count in counts[: len(KINDS)]), *map(size, counts[len(KINDS) :])]
+        for title, counts in asked.items()
+    ]
+    table(what, ("stage", *COUNTED), rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--samples", type=int, default=1_281_167)
+    parser.add_argument("--store", action="store_true", help="count what is asked of an object store")
+    options = parser.parse_args()
+    folder = options.folder.resolve()
+    facts = environment()
+    libraries = ", ".join(f"{name} {version}" for name, version in facts["libraries"].items())
+    cores = len(os.sched_getaffinity(0))
+    print(f"{cores} cores, Python {facts['python']}, {libraries}, commit {facts['commit']}", flush=True)
+    for bucket in ("data", "runs"):
+        (folder / bucket).mkdir(parents=True, exist_ok=True)
+    numbers = range(-(-options.samples // PER_SHARD))
+    with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
+        list(pool.map(partial(write_shard, folder=folder / "data", num_samples=options.samples), numbers, chunksize=16))
+
+    wanted = recipe("s3://" if options.store else f"{folder}/")
+    wanted = wanted.model_copy(update={"resources": wanted.resources.model_copy(update={"tasks": cores})})
+    with counted(folder) if options.store else nullcontext(({}, None)) as (found_by, counts):
+        os.environ.update(found_by)
+        stages: list[Stage] = [
+            replace(stage, run=REPLACED[stage.name], images=()) if stage.name in REPLACED else stage
+            for stage in plan.needed(plan.build(wanted), "export")
+        ]
+        with memory() as seen, Watched(counts) as display:
+            done = execute(stages, wanted.root, wanted.resources, display, wanted.model_dump(mode="json"))
+    what = f"{options.samples:,} samples, {EPOCHS} epochs"
+    if options.store:
+        show_counts(display, what)
+    else:
+        show_times(display, stages, done, seen, what)
 
 
 if __name__ == "__main__":

@@ -38,22 +38,29 @@ def environment(endpoint: str) -> dict[str, str]:
     }
 
 
-@contextlib.contextmanager
-def serve(folder: Path) -> Iterator[str]:
-    """The folders in `folder` as buckets; the endpoint's URL."""
+def start(folder: Path, port: int = 0) -> tuple[subprocess.Popen, str]:
+    """The folders in `folder` as buckets: the process, and the endpoint's URL. port: any that is free when 0."""
     program = Path(sysconfig.get_path("scripts")) / "rclone"
     keys = f"{ACCESS_KEY},{SECRET_KEY}"
-    command = [program, "serve", "s3", "--config", "", "--addr", "127.0.0.1:0", "--auth-key", keys, folder]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+    command = [program, "serve", "s3", "--config", "", "--addr", f"127.0.0.1:{port}", "--auth-key", keys, folder]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert server.stderr is not None
+    told = ""
+    while (found := re.search(r"http://127\.0\.0\.1:\d+", told)) is None:
+        line = server.stderr.readline()
+        assert line, f"rclone ended: {told}"
+        told += line
+    threading.Thread(target=server.stderr.read, daemon=True).start()  # or it would wait for a reader
+    return server, found[0]
+
+
+@contextlib.contextmanager
+def serve(folder: Path) -> Iterator[str]:
+    """The same for the length of the block; the endpoint's URL."""
+    server, endpoint = start(folder)
+    with server:
         try:
-            assert server.stderr is not None
-            told = ""
-            while (found := re.search(r"http://127\.0\.0\.1:\d+", told)) is None:
-                line = server.stderr.readline()
-                assert line, f"rclone ended: {told}"
-                told += line
-            threading.Thread(target=server.stderr.read, daemon=True).start()  # or it would wait for a reader
-            yield found[0]
+            yield endpoint
         finally:
             server.terminate()
 
@@ -120,6 +127,9 @@ class Proxy(ThreadingHTTPServer):
             self.requests.append(request)
             return self.plan(request)
 
+    def answered(self, request: Request, received: int, sent: int) -> None:
+        """Bytes of a request's body, and of the body of its answer; told of each before the answer is sent."""
+
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that went away is nothing to tell."""
         if not isinstance(sys.exception(), ConnectionError):
@@ -150,13 +160,15 @@ class _Handler(BaseHTTPRequestHandler):
         path, _, query = self.path.partition("?")
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         asked = {name.lower(): value for name, value in self.headers.items()}
-        fault = self.server.fault(Request(self.command, unquote(path), unquote(query), asked)) or Fault()
+        request = Request(self.command, unquote(path), unquote(query), asked)
+        fault = self.server.fault(request) or Fault()
         time.sleep(fault.delay)
         if fault.status:
             text = f"<Error><Code>{fault.code}</Code><Message>{fault.code}</Message></Error>".encode()
             self._send(fault.status, [("Content-Type", "application/xml")], text, len(text))
             return
         status, headers, content = self._forward(body)
+        self.server.answered(request, len(body), len(content))
         length = int(dict(headers).get("Content-Length", len(content)))  # to a HEAD, what a GET would bring
         if fault.lost:
             self._break()
