@@ -29,6 +29,8 @@ MEND = "delete the folder of that stage and run the same command again"
 
 
 _CREDENTIALS = re.compile(r"^([a-z0-9+]+://)[^/@]*:[^/@]*@")
+_USER = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+"""Of any URL in a text: clients quote that of the endpoint, which may carry a name and a password."""
 _PASSING = (errno.EIO, errno.ESTALE, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.EAGAIN)
 
 
@@ -77,7 +79,7 @@ def explained(uri: str, mend: str = "check the path") -> Iterator[None]:
         yield
     except Exception as error:  # disks, networks and stores, each with exceptions of its own
         if explanation := _explanation(uri, error, mend):
-            raise explanation from error
+            raise explanation from (None if _USER.search(str(error)) else error)  # which a traceback would quote
         raise
 
 
@@ -91,6 +93,7 @@ def _explanation(uri: str, error: Exception, mend: str) -> SemiPruneError | None
     if isinstance(error, NotADirectoryError):
         return UserError(f"a folder in {uri!r} is a file: {mend}")
     said = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    said = _USER.sub("***", said)
     if object_store.may_pass(error):
         return StorageError(f"{uri!r} failed: {said}; run the same command again, or look after the store")
     if isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno in _PASSING):

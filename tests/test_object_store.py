@@ -1,17 +1,24 @@
 """Shards and runs in a real object store: a whole run, the ways in which a store refuses, and the ways it breaks."""
 
+import contextlib
 import pickle
 import random
 import re
 import shutil
+import subprocess
 import tempfile
+import time
+import traceback
+import urllib.request
 import uuid
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from pathlib import Path
 
 import fsspec.config
+import psutil
 import pytest
 import s3fs
 
@@ -19,9 +26,17 @@ from jobs.cli import main
 from pipeline import storage
 from pipeline.errors import StorageError, UserError
 from tests.object_store import SECRET_KEY, Fault, Proxy, Request, environment, proxied, reached, serve
-from tests.running import run, tiny_recipe
+from tests.running import finish, run, start, tiny_recipe
 
 DATA, ROOT = "s3://data", "s3://runs/one"
+
+CANARY = "c4n4ryQ7vM2kLw"
+SECRETS = {
+    "HF_TOKEN": f"hf-{CANARY}",  # nothing of ours asks for it
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": f"ray-{CANARY}-0123456789abcdef",
+}
+"""With the store's own, what an environment holds that nobody may find again; each names itself."""
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +88,22 @@ def semiprune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     return status, captured.out + captured.err
 
 
+def served_metrics(process: subprocess.Popen) -> str:
+    """All that Ray's agents below the process served to Prometheus until it ended."""
+    told = []
+    while process.poll() is None:
+        with contextlib.suppress(psutil.Error):  # some end while they are looked at
+            agents = [
+                agent for agent in psutil.Process(process.pid).children(recursive=True) if "Agent" in agent.name()
+            ]
+            for port in {at.laddr.port for agent in agents for at in agent.net_connections("tcp") if not at.raddr}:
+                with contextlib.suppress(OSError, HTTPException):  # that port speaks of other things
+                    page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5)
+                    told.append(page.read().decode())
+        time.sleep(0.5)
+    return "".join(told)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_run_in_the_store_is_the_run_on_disk(
@@ -84,7 +115,10 @@ def test_a_run_in_the_store_is_the_run_on_disk(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Through broken connections and tokens that expire in the middle of the trainings; the same command goes on."""
+    """Through broken connections and tokens that expire in the middle of the trainings; the same command goes on.
+
+    No secret of the environment is in anything that it writes, logs, serves or says.
+    """
     recipe = tiny_recipe(
         digits,
         tmp_path / "run",
@@ -97,7 +131,7 @@ def test_a_run_in_the_store_is_the_run_on_disk(
 
     def plan(request: Request) -> Fault | None:
         token = request.headers["x-amz-security-token"]
-        if re.search(rf"^/runs/one/{token}/.*/epoch-00002\.json$", request.path):
+        if re.search(rf"^/runs/one/{token.partition('-')[0]}/.*/epoch-00002\.json$", request.path):
             expired.add(token)
         if token in expired:
             return Fault(403, "ExpiredToken")
@@ -108,8 +142,8 @@ def test_a_run_in_the_store_is_the_run_on_disk(
     committed: dict[Path, bytes] = {}
     with tempfile.TemporaryDirectory(prefix="s3-") as scratch, proxied(endpoint) as proxy:  # Ray wants a short path
         proxy.plan = plan
-        for stage in ("ssl", "proxy"):
-            tokens = {"AWS_SESSION_TOKEN": stage}
+        for stage, log in (("ssl", "text"), ("proxy", "json")):
+            tokens = {"AWS_SESSION_TOKEN": f"{stage}-{CANARY}", "SEMIPRUNE_LOG": log, **SECRETS}
             status, *stopped = run("run", *arguments, **environment(proxy.endpoint), **tokens, TMPDIR=scratch)
             assert status == 2, stopped
             sentences = " ".join("".join(stopped).split())
@@ -119,17 +153,23 @@ def test_a_run_in_the_store_is_the_run_on_disk(
             assert {path.stem for path in commits} == {"epoch-00000", "epoch-00001"}
             committed |= commits
             said += stopped
-        assert expired == {"ssl", "proxy"} and len(proxy.requests) > 100
+        assert expired == {f"ssl-{CANARY}", f"proxy-{CANARY}"} and len(proxy.requests) > 100
         proxy.plan = lambda request: None
-        status, *finished = run("run", *arguments, **environment(proxy.endpoint), TMPDIR=scratch)
+        tokens = {"AWS_SESSION_TOKEN": f"last-{CANARY}", **SECRETS}
+        process = start("run", *arguments, **environment(proxy.endpoint), **tokens, TMPDIR=scratch)
+        with ThreadPoolExecutor() as pool:
+            metrics = pool.submit(served_metrics, process)
+            status, *finished = finish(process)
         assert status == 0, finished
         assert "ssl  found done" in finished[1]
+        assert f'run="{ROOT}"' in metrics.result()
         assert list(Path(scratch).glob("semiprune-*/*.arrow"))
         assert {path: path.read_bytes() for path in committed} == committed
         written = {**files(folder), **files(Path(scratch))}
         assert any("/logs/" in name for name in written), "Ray's logs are elsewhere"
-        for text in [*said, *finished, *written.values()]:
-            assert SECRET_KEY not in text if isinstance(text, str) else SECRET_KEY.encode() not in text
+        for name, text in [*enumerate([*said, *finished, metrics.result()]), *written.items()]:
+            data = text.encode() if isinstance(text, str) else text
+            assert SECRET_KEY.encode() not in data and CANARY.encode() not in data, name
 
     stages = ("export", "select", "score", "pseudo_label", "split")
     ours, theirs = content(folder / "runs" / "one", *stages), content(reference_run, *stages)
@@ -209,6 +249,19 @@ def test_a_refusal_is_one_sentence_and_costs_nothing(
     assert SECRET_KEY not in said
     assert len(sentences) == 1, said
     assert files(folder) == before
+
+
+def test_an_endpoint_that_carries_a_password_is_quoted_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a signature, HTTP clients take it from there, and botocore quotes the whole address when it fails."""
+    settings: dict[str, dict[str, object]] = {"s3": {"anon": True}}
+    monkeypatch.setattr(fsspec.config, "conf", settings)
+    with reached("http://127.0.0.1:9") as patched:
+        patched.setenv("AWS_ENDPOINT_URL", f"http://somebody:{CANARY}@127.0.0.1:9")
+        patched.setenv("AWS_MAX_ATTEMPTS", "1")
+        for ask in (storage.read, storage.names, storage.exists, lambda uri: storage.create(uri, b"1")):
+            with pytest.raises(UserError, match=r"cannot reach 's3://data/x': .*//\*\*\*@127\.0\.0\.1:9") as caught:
+                ask("s3://data/x")
+            assert CANARY not in "".join(traceback.format_exception(caught.value))
 
 
 def test_nothing_that_is_sent_to_workers_holds_credentials(store: Proxy) -> None:
