@@ -1,4 +1,4 @@
-.PHONY: demo test check lock
+.PHONY: demo test check audit lock
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,6 +16,9 @@ check: $(VENV)/.installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/lint-imports --no-cache
 	$(VENV)/bin/mypy
+
+audit: $(VENV)/.installed
+	.ci/audit
 
 # Bytecode is compiled at installation: every Ray worker imports torch, and none of them should compile it again.
 $(VENV)/.installed: requirements.lock pyproject.toml
