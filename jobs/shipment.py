@@ -1,4 +1,4 @@
-"""What travels with a job: the code as it is installed here and the recipe as it is meant, and nothing else.
+"""What travels with a job: the code as it is installed here, its commit, the recipe as it is meant, and no more.
 
 A folder of three packages instead of a checkout without what must stay: data, environments, runs and keys beside the
 code cannot slip in, an installed package is shipped like a checkout, and a node needs the locked dependencies alone.
@@ -9,10 +9,11 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
+from pipeline import checkout
+from pipeline.checkout import PACKAGES
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe
 
-PACKAGES = ("pipeline", "models", "jobs")
 RECIPE = "recipe.json"
 LIMIT = 512 * 1024**2
 """Bytes. Ray keeps a job's files in the memory of the head and takes no more."""
@@ -20,8 +21,9 @@ _LEFT_OUT = ("__pycache__", ".*")
 
 
 def pack(recipe: Recipe, folder: Path) -> None:
-    """Write the packages and the recipe with its overrides into an empty folder; equal runs make equal folders.
+    """Write the packages, their commit and the recipe with its overrides into an empty folder.
 
+    Equal runs of equal code make equal folders.
     UserError before anything is copied if it would be more than Ray takes.
     """
     sources = {package: _source(package) for package in PACKAGES}
@@ -34,6 +36,7 @@ def pack(recipe: Recipe, folder: Path) -> None:
         )
     for package, source in sources.items():
         shutil.copytree(source, folder / package, ignore=shutil.ignore_patterns(*_LEFT_OUT))
+    checkout.note(folder)
     (folder / RECIPE).write_text(json.dumps(recipe.model_dump(mode="json"), indent=1))
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from jobs.cluster import Cluster, Job
 from jobs.shipment import RECIPE, pack
 from pipeline import plan, storage
+from pipeline.checkout import code
 from pipeline.recipe import Recipe
-from pipeline.run import environment
 
 ENTRYPOINT = f"python -m jobs.run {RECIPE}"
 
@@ -48,7 +48,7 @@ def submit(cluster: Cluster, recipe: Recipe, named: str) -> tuple[Job, bool]:
         return attempts[-1], False
     if attempts:
         name = f"{name}-{len(attempts) + 1}"
-    metadata = {"root": recipe.root, "recipe": named, "commit": environment()["commit"] or ""}
+    metadata = {"root": recipe.root, "recipe": named, "commit": code()["commit"] or ""}
     with tempfile.TemporaryDirectory() as folder:
         pack(recipe, Path(folder))
         is_new = cluster.submit(name, folder, ENTRYPOINT, metadata)

@@ -6,16 +6,15 @@ A stage is run by one attempt at a time, whoever else runs in the same root (`pi
 import json
 import os
 import platform
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline import ingest, storage
+from pipeline.checkout import code
 from pipeline.cluster import connected
 from pipeline.errors import SemiPruneError
 from pipeline.index import check_unchanged
@@ -140,23 +139,11 @@ def _explained(title: str) -> Iterator[None]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, cores and the git commit of the code, as far as they are known."""
+    """Versions, cores, the git commit of the code and whether it is just that, as far as they are known."""
     libraries = ("ray", "torch", "torchvision", "pyarrow", "numpy")
     return {
         "libraries": {name: version(name) for name in libraries},
         "python": platform.python_version(),
         "cores": os.cpu_count(),
-        "commit": _commit(),
+        **code(),
     }
-
-
-def _commit() -> str | None:
-    """The checkout's commit, or None for an installed package or without git."""
-    here = Path(__file__).resolve().parent
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip()

@@ -1,10 +1,13 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from jobs import shipment
-from jobs.shipment import PACKAGES, RECIPE, pack
+from jobs.shipment import RECIPE, pack
+from pipeline.checkout import NOTE, PACKAGES, code
 from pipeline.errors import UserError
 from pipeline.recipe import load_recipe
 from tests.running import REPOSITORY
@@ -19,9 +22,18 @@ def test_the_job_reads_the_recipe_that_was_meant(path: Path, tmp_path: Path) -> 
     assert load_recipe(str(tmp_path / RECIPE)) == recipe
 
 
+def test_the_job_knows_of_which_commit_its_code_is(tmp_path: Path) -> None:
+    pack(load_recipe(str(RECIPES[0])), tmp_path)
+    say = "from pipeline.run import environment; e = environment(); print(e['commit'], e['is_clean'])"
+    there = subprocess.run(
+        [sys.executable, "-c", say], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert there.stdout.split() == [str(code()["commit"]), str(code()["is_clean"])], there.stderr
+
+
 def test_the_code_is_whole_and_nothing_else_travels(tmp_path: Path) -> None:
     pack(load_recipe(str(RECIPES[0])), tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {*PACKAGES, RECIPE}
+    assert {path.name for path in tmp_path.iterdir()} == {*PACKAGES, RECIPE, NOTE}
     files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in files if "__pycache__" in path.parts or path.name.startswith(".")]
     for package in PACKAGES:

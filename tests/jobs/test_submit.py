@@ -23,6 +23,7 @@ import yaml
 from jobs import cluster
 from jobs.cluster import Cluster, Job, Told, exit_status
 from jobs.submit import local_places, run_id, submit
+from pipeline import checkout
 from pipeline.errors import SemiPruneError, UserError
 from pipeline.recipe import Recipe, load_recipe
 from tests.running import REPOSITORY, finish, kill_tree, run, start, tiny_recipe, wait_for
@@ -274,6 +275,8 @@ def test_a_run_on_a_cluster(head: Head, digits: Path, tmp_path: Path) -> None:
     assert "report  done in" in out and "Report:" in out
     assert "is a place on local disks" in err
     assert json.loads((root / "_PLAN.json").read_text())["recipe"]["seed"] == 3
+    [manifest] = (root / "index").glob("*/_MANIFEST.json")
+    assert json.loads(manifest.read_text())["commit"] == checkout.code()["commit"]  # no version control travels
     status, out, _ = head.semiprune("submit", recipe, "--set", "seed=3")
     assert status == 0 and "succeeded before" in out
 
