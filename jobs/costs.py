@@ -7,15 +7,18 @@ import typer
 
 from jobs.display import Display, table
 from pipeline import probe
-from pipeline.cost import SPEEDS, Cost, estimate, look_at, seconds
-from pipeline.errors import UserError
+from pipeline.cost import SPEEDS, Cost, estimate, keep, look_at, seconds
+from pipeline.errors import SemiPruneError, UserError
 from pipeline.recipe import Recipe
 from pipeline.stage import Stage
 from pipeline.units import duration, size
 
 
 def show_costs(recipe: Recipe, stages: list[Stage], given: Sequence[str]) -> None:
-    """Print the estimate; given: NAME=X, images/s; what is not given is measured here, which takes half a minute."""
+    """Print the estimate and keep it for the report; given: NAME=X, images/s.
+
+    What is not given is measured here, which takes half a minute.
+    """
     speeds = _parsed(given)
     data = look_at(recipe, stages)
     missing = [name for name in SPEEDS if name not in speeds and _is_wanted(name, recipe)]
@@ -23,8 +26,8 @@ def show_costs(recipe: Recipe, stages: list[Stage], given: Sequence[str]) -> Non
         with Display() as display, display.stage("probe") as progress:
             speeds = probe.measure(recipe, missing, lambda done: progress(done, len(missing), "speeds")) | speeds
     tasks = recipe.resources.tasks or os.cpu_count() or 1
-    costs = estimate(recipe, data, speeds)
-    done = {stage.name: stage.load(recipe.root) for stage in stages if stage.name in costs}
+    costs = estimate(recipe, stages, data, speeds)
+    done = {stage.title: stage.load(recipe.root) for stage in stages if stage.title in costs}
     took = {name: artifact.manifest["seconds"] for name, artifact in done.items() if artifact}
     rows = [_row(name, cost, seconds(cost, recipe, tasks), took.get(name)) for name, cost in costs.items()]
     rows.append(_row("all", _sum(costs.values()), sum(seconds(cost, recipe, tasks) for cost in costs.values()), None))
@@ -35,9 +38,13 @@ def show_costs(recipe: Recipe, stages: list[Stage], given: Sequence[str]) -> Non
         ("stage", "decoded", f"{kind} hours", "core hours", "read", "written", "requests", "time", "took"),
         rows,
     )
+    try:
+        keep(recipe, stages, costs, speeds, tasks)
+    except SemiPruneError as failed:
+        typer.echo(f"The report will not compare this with what the stages take: {failed}", err=True)
     said = ", ".join(f"{name} {speeds[name]:,.0f}" for name in SPEEDS if name in speeds)
     typer.echo(
-        f"Time is that of {recipe.resources.num_workers} workers and {tasks} tasks at images/s of {said}"
+        f"Time is that of {recipe.resources.min_workers} workers and {tasks} tasks at images/s of {said}"
         f"{'; those of this machine: give others with --speed NAME=X' if missing else ''}"
     )
 

@@ -4,12 +4,17 @@ Counts of images, records and requests follow from the recipe; times are those c
 stages that are done, their seconds stand beside, so that the next estimate can be better.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pipeline import ingest, shards, storage, tar
+from pipeline.dynamics import BLOCK_ROWS
 from pipeline.epoch_order import MAX_BYTES
+from pipeline.pseudo_label import PseudoLabelConfig
 from pipeline.recipe import Recipe
+from pipeline.report.costs import Estimate, Estimates
+from pipeline.score import cut
 from pipeline.selectors import budget
 from pipeline.stage import Stage
 
@@ -18,6 +23,9 @@ RECORD_BYTES, RECORD_SECONDS = 13, 10e-9
 
 INDEX_BYTES = 50
 """A sample's row of the index on disk, at most."""
+
+INDEX_REQUESTS = 15
+"""For a shard, as `benchmarks/rehearsal.py --store` counts them on a store with conditional writes."""
 
 SPEEDS = {
     "decode": "images/s that one core decodes",
@@ -43,10 +51,12 @@ class Data:
 class Cost:
     """Of one stage, all workers together.
 
-    decoded: images; worker_seconds: of trainings, each with the cores and GPUs that the recipe gives a worker;
-    core_seconds: of all else; read, written: bytes from and to storage; requests: to it.
+    images: that workers train on or look at; decoded: those that are; worker_seconds: of trainings, each with the cores
+    and GPUs that the recipe gives a worker; core_seconds: of all else; read, written: bytes from and to storage;
+    requests: to it.
     """
 
+    images: int = 0
     decoded: int = 0
     worker_seconds: float = 0.0
     core_seconds: float = 0.0
@@ -68,46 +78,114 @@ def look_at(recipe: Recipe, stages: list[Stage]) -> Data:
     return Data(max(round(len(samples) * total / first.size), 1), total, len(found), exact=False)
 
 
-def estimate(recipe: Recipe, data: Data, speeds: Mapping[str, float]) -> dict[str, Cost]:
-    """What each stage takes, by its name; stages that take seconds for any pool are left out.
+def estimate(recipe: Recipe, stages: Sequence[Stage], data: Data, speeds: Mapping[str, float]) -> dict[str, Cost]:
+    """What each stage of the plan takes, by its title; stages that take seconds for any pool are left out.
 
     speeds: of every name in SPEEDS. Where images are cached, the cache is filled once, on one machine: every further
     machine that trains fills its own.
     """
-    n, rows = data.num_samples, recipe.data.image_size**2 * 3
+    rows = recipe.data.image_size**2 * 3
     cached = recipe.resources.images == "cache" or (
-        recipe.resources.images == "auto" and n * rows <= ingest.open_cache(recipe.resources).max_bytes
+        recipe.resources.images == "auto" and data.num_samples * rows <= ingest.open_cache(recipe.resources).max_bytes
     )
-
-    def images(count: float, cropped: bool = False) -> Cost:
-        """From the cache for nothing; else read and decoded again."""
-        if cached and not cropped:
-            return Cost()
-        read = int(count / n * data.num_bytes)
-        return Cost(int(count), core_seconds=count / speeds["decode"], read=read, requests=-(-read // MAX_BYTES))
-
-    def trained(count: float, speed: str, cropped: bool = False) -> Cost:
-        return replace(images(count, cropped), worker_seconds=count / speeds[speed])
-
-    once = Cost(n, core_seconds=n / speeds["decode"], read=data.num_bytes, requests=3 * data.num_shards)
-    found = {"index": replace(once, written=INDEX_BYTES * n)}
-    if cached:
-        found["images"] = once
-    if recipe.ssl is not None:
-        ratio = 0 if recipe.ssl.algorithm == "supervised" else recipe.ssl.unlabelled_ratio
-        found["ssl"] = trained(recipe.ssl.steps * recipe.ssl.batch_size * (1 + ratio), "ssl")
-        found["pseudo_label"] = trained(n, "predict")
-    records = n * recipe.proxy.epochs
-    proxy = trained(records, "proxy", recipe.proxy.random_crop is not None)
-    files = recipe.proxy.epochs * (recipe.resources.num_workers + 2)  # a file a worker, the commit, the checkpoint
-    found["proxy"] = replace(proxy, written=RECORD_BYTES * records, requests=proxy.requests + files)
-    found["score"] = Cost(core_seconds=records * RECORD_SECONDS, read=RECORD_BYTES * records, requests=files)
-    if recipe.export.shards:
-        kept = int(sum(config.keep_fraction for config in recipe.select) * data.num_bytes)
-        found["export"] = Cost(read=kept, written=kept, requests=2 * data.num_shards * len(recipe.select))
-    if recipe.evaluate is not None:
-        found["evaluate"] = trained(_finals(recipe, n), "final", recipe.evaluate.training.random_crop is not None)
+    pool = _Pool(recipe, data, speeds, cached)
+    found: dict[str, Cost] = {}
+    for stage in stages:
+        if (cost := pool.cost(stage)) is not None:
+            found[stage.title] = cost
+        if stage.title == "index" and cached:
+            found["images"] = pool.once
     return found
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """What there is to do it with. cached: whether images are decoded once, all of them."""
+
+    recipe: Recipe
+    data: Data
+    speeds: Mapping[str, float]
+    cached: bool
+
+    @property
+    def once(self) -> Cost:
+        """Reading and decoding every image."""
+        n, num_shards = self.data.num_samples, self.data.num_shards
+        return Cost(
+            decoded=n, core_seconds=n / self.speeds["decode"], read=self.data.num_bytes, requests=2 * num_shards
+        )
+
+    def cost(self, stage: Stage) -> Cost | None:
+        """Of a stage; None for those that take seconds."""
+        recipe, n, config = self.recipe, self.data.num_samples, _any(stage.config)
+        if stage.title == "index":
+            requests = INDEX_REQUESTS * self.data.num_shards
+            return replace(self.once, written=INDEX_BYTES * n, requests=requests)
+        if stage.name == "ssl":
+            ratio = 0 if config.training.algorithm == "supervised" else config.training.unlabelled_ratio
+            return self._trained(config.training.steps * config.training.batch_size * (1 + ratio), "ssl")
+        if isinstance(config, PseudoLabelConfig):
+            return self._trained(n * config.views, "predict")
+        if stage.name == "embed":
+            return self._trained(n, "predict")
+        records = n * recipe.proxy.epochs
+        if stage.name == "proxy":
+            proxy = self._trained(records, "proxy", recipe.proxy.random_crop is not None)
+            own = recipe.proxy.epochs * (recipe.resources.max_workers + 2)  # a file a worker, commit and checkpoint
+            return replace(proxy, written=RECORD_BYTES * records, requests=proxy.requests + own)
+        if stage.name == "score":
+            return Cost(
+                core_seconds=records * RECORD_SECONDS, read=RECORD_BYTES * records, requests=self._score_requests()
+            )
+        if stage.name == "export" and recipe.export.shards:
+            kept = int(_any(stage.inputs["select"].config).keep_fraction * self.data.num_bytes)
+            return Cost(read=kept, written=kept, requests=2 * self.data.num_shards)
+        if stage.name == "evaluate":
+            assert recipe.evaluate is not None
+            return self._trained(_finals(recipe, n), "final", recipe.evaluate.training.random_crop is not None)
+        return None
+
+    def _images(self, count: int, cropped: bool) -> Cost:
+        """From the cache for nothing; else read and decoded again."""
+        if self.cached and not cropped:
+            return Cost()
+        read = int(count / self.data.num_samples * self.data.num_bytes)
+        requests = -(-read // MAX_BYTES)
+        return Cost(decoded=count, core_seconds=count / self.speeds["decode"], read=read, requests=requests)
+
+    def _trained(self, count: int, speed: str, cropped: bool = False) -> Cost:
+        return replace(self._images(count, cropped), images=count, worker_seconds=count / self.speeds[speed])
+
+    def _score_requests(self) -> int:
+        """A rank's file of an epoch: its footer for every range of ids, and each of its blocks."""
+        resources = self.recipe.resources
+        span = BLOCK_ROWS << (resources.max_workers - 1).bit_length()
+        ranges = len(cut(self.data.num_samples, span, resources.tasks or resources.max_workers))
+        files = self.recipe.proxy.epochs * resources.max_workers
+        return files * (ranges + -(-self.data.num_samples // span))
+
+
+def _any(config: object) -> Any:
+    """The settings of a stage, which its name tells."""
+    return config
+
+
+def keep(
+    recipe: Recipe, stages: Sequence[Stage], costs: Mapping[str, Cost], speeds: Mapping[str, float], cores: int
+) -> None:
+    """Leave the estimate in the run directory, where the report finds it and compares; cores: as `seconds` takes."""
+    keys = {stage.title: stage.key for stage in stages}
+    found = {
+        keys[title]: Estimate(
+            seconds=seconds(cost, recipe, cores),
+            images=cost.images,
+            speed=cost.images / cost.worker_seconds if cost.worker_seconds else None,
+            written=cost.written,
+        )
+        for title, cost in costs.items()
+        if title in keys
+    }
+    Estimates(found, dict(speeds)).write(recipe.root)
 
 
 def _finals(recipe: Recipe, num_samples: int) -> int:
@@ -123,5 +201,5 @@ def _finals(recipe: Recipe, num_samples: int) -> int:
 
 def seconds(cost: Cost, recipe: Recipe, cores: int) -> float:
     """Of the clock: trainings on all workers at a time, other work on `cores` cores; decoding beside a training."""
-    workers = recipe.resources.num_workers
+    workers = recipe.resources.min_workers
     return max(cost.worker_seconds / workers, cost.core_seconds / cores)

@@ -58,7 +58,7 @@ def _batch(recipe: Recipe, batch_size: int) -> "Batch":
 
     from models.batch import Batch
 
-    rows, size = max(-(-batch_size // recipe.resources.num_workers), 2), recipe.data.image_size
+    rows, size = max(-(-batch_size // recipe.resources.min_workers), 2), recipe.data.image_size
     rng = np.random.default_rng(0)
     pixels = torch.from_numpy(rng.integers(0, 256, (rows, size, size, 3), dtype=np.uint8))
     labels = torch.from_numpy(rng.integers(0, recipe.data.num_classes, rows))

@@ -12,6 +12,7 @@ from pipeline.errors import SemiPruneError
 from pipeline.fsck.finding import Finding, trouble
 from pipeline.fsck.id_runs import IdRuns
 from pipeline.fsck.verification import Epoch, File, Item
+from pipeline.report.costs import ESTIMATE
 from pipeline.run import PLAN
 from pipeline.stage import MANIFEST, Part
 
@@ -52,7 +53,7 @@ def items(uri: str, depth: int = 0, above: Iterable[str] = (), home: str | None 
         home = uri
     fix = f"delete {home} and run the same command again"
     if depth == 0 and PLAN in files:
-        named |= {PLAN}
+        named |= {PLAN, ESTIMATE}
         yield from _json(storage.join(uri, PLAN), dict[str, Any], "run the recipe again, which writes it anew")[1]
     if uri.endswith("/evaluate/trainings"):
         named |= set(files)

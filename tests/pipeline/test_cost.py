@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import plan, probe
-from pipeline.cost import RECORD_BYTES, SPEEDS, Data, estimate, look_at, seconds
+from pipeline.cost import RECORD_BYTES, SPEEDS, Cost, Data, estimate, look_at, seconds
 from pipeline.recipe import Recipe, load_recipe
+from pipeline.resources import Elastic
 from pipeline.stage import Artifact
 from tests.running import tiny_recipe
 
@@ -21,6 +22,10 @@ def changed(recipe: Recipe, **resources: object) -> Recipe:
     return recipe.model_copy(update={"resources": recipe.resources.model_copy(update=resources)})
 
 
+def estimated(recipe: Recipe, pool: Data = POOL, **speeds: float) -> dict[str, Cost]:
+    return estimate(recipe, plan.build(recipe), pool, ALIKE | speeds)
+
+
 def test_a_pool_that_is_not_indexed_is_estimated_from_its_first_shard(recipe: Recipe, reference_run: Path) -> None:
     stages = plan.build(recipe)
     guess = look_at(recipe, stages)
@@ -31,7 +36,7 @@ def test_a_pool_that_is_not_indexed_is_estimated_from_its_first_shard(recipe: Re
 
 
 def test_images_that_are_cached_are_decoded_once_and_streamed_ones_every_time(recipe: Recipe) -> None:
-    cached, streamed = (estimate(changed(recipe, images=way), POOL, ALIKE) for way in ("cache", "stream"))
+    cached, streamed = (estimated(changed(recipe, images=way)) for way in ("cache", "stream"))
     assert (cached["images"].decoded, cached["proxy"].decoded, cached["proxy"].read) == (1000, 0, 0)
     assert "images" not in streamed
     assert (streamed["proxy"].decoded, streamed["proxy"].read) == (8 * 1000, 8 * 10**8)
@@ -44,26 +49,28 @@ def test_images_that_are_cached_are_decoded_once_and_streamed_ones_every_time(re
 def test_the_supervised_baseline_reads_no_unlabelled_image(recipe: Recipe) -> None:
     assert recipe.ssl is not None
     alone = recipe.model_copy(update={"ssl": recipe.ssl.model_copy(update={"algorithm": "supervised"})})
-    assert estimate(alone, POOL, ALIKE)["ssl"].worker_seconds == 60 * 32 / 100
+    assert estimated(alone)["ssl"].worker_seconds == 60 * 32 / 100
 
 
 def test_the_evaluation_trains_on_every_subset_of_the_comparison(recipe: Recipe, done: dict[str, Artifact]) -> None:
     rows = done["evaluate"].metrics["rows"]
     seen = sum(row["num_samples"] * row["seeds"] for row in rows) * 2  # epochs
     pool = Data(1437, 10**6, 6, exact=True)
-    assert estimate(recipe, pool, ALIKE)["evaluate"].worker_seconds == pytest.approx(seen / 100)
+    assert estimated(recipe, pool)["evaluate"].worker_seconds == pytest.approx(seen / 100)
     assert recipe.evaluate is not None
     longer = recipe.evaluate.model_copy(update={"min_steps": 1000})
     batch = recipe.evaluate.training.batch_size
-    found = estimate(recipe.model_copy(update={"evaluate": longer}), pool, ALIKE)
+    found = estimated(recipe.model_copy(update={"evaluate": longer}), pool)
     assert found["evaluate"].worker_seconds == len(rows) * 1000 * batch / 100
 
 
 def test_workers_share_the_trainings_and_cores_the_rest(recipe: Recipe) -> None:
     streamed = changed(recipe, images="stream", num_workers=2)
-    ssl = estimate(streamed, POOL, ALIKE | {"decode": 10.0})["ssl"]
+    ssl = estimated(streamed, decode=10.0)["ssl"]
     assert seconds(ssl, streamed, cores=64) == ssl.worker_seconds / 2
     assert seconds(ssl, streamed, cores=1) == ssl.core_seconds == 10 * ssl.worker_seconds
+    elastic = changed(recipe, images="stream", num_workers=Elastic(min=2, max=9))
+    assert seconds(ssl, elastic, cores=64) == ssl.worker_seconds / 2, "no more than two are sure"
 
 
 def test_the_probe_measures_what_it_is_asked_for(recipe: Recipe) -> None:
