@@ -6,7 +6,6 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from models.semi_supervised import SemiSupervisedConfig
 from pipeline import storage
 from pipeline.clustering import ClusterSettings
 from pipeline.config import Config
@@ -23,6 +22,7 @@ from pipeline.score import ScoreConfig
 from pipeline.select import SelectConfig
 from pipeline.shards import Uri
 from pipeline.split import SplitConfig
+from pipeline.ssl import SslSettings
 from pipeline.values import load_yaml, parse_value
 from pipeline.warm_start import RefreshConfig
 
@@ -39,7 +39,7 @@ class Recipe(Config):
     data: DataConfig
     split: SplitConfig
     encode: EncodeConfig | None = None
-    ssl: SemiSupervisedConfig | None = None
+    ssl: SslSettings | None = None
     cluster: ClusterSettings | None = None
     pseudo_label: PseudoLabelConfig | None = None
     proxy: ProxySettings
@@ -86,7 +86,8 @@ class Recipe(Config):
                     f"select: {config.name!r} needs the score column {missing[0]!r} but score gives "
                     f"{', '.join(columns[2:])}: add the score"
                 )
-            if config.needs_holdout and (self.split.holdout_fraction == 0 or self.ssl is None):
+            withheld = self.split.holdout_fraction > 0 or self.split.folds is not None
+            if config.needs_holdout and (not withheld or self.ssl is None):
                 why = (
                     "split.holdout_fraction is 0: raise it"
                     if self.ssl
@@ -105,9 +106,9 @@ class Recipe(Config):
                 )
         batches = {"ssl": self.ssl, "cluster": self.cluster, "proxy": self.proxy}
         for section, size in ((name, batch.batch_size) for name, batch in batches.items() if batch is not None):
-            if size < self.resources.num_workers:
+            if size < self.resources.max_workers:
                 raise ValueError(
-                    f"{section}.batch_size={size} leaves some of resources.num_workers={self.resources.num_workers} "
+                    f"{section}.batch_size={size} leaves some of resources.num_workers={self.resources.max_workers} "
                     "without a sample: raise it, or use fewer workers"
                 )
         return self
@@ -127,6 +128,11 @@ class Recipe(Config):
             raise ValueError(
                 f"split.num_labelled={wanted} is less than data.num_classes={num_classes}, and each class needs a "
                 "label: raise it, or replace ssl by cluster, which needs none"
+            )
+        if self.cluster is not None and self.split.folds is not None:
+            raise ValueError(
+                f"split.folds={self.split.folds} trains ssl once more for each fold, but here are clusters, which no "
+                "label is compared with: leave it out"
             )
         if self.cluster is not None and self.pseudo_label is not None:
             raise ValueError(
@@ -184,7 +190,7 @@ def _position(text: str) -> int:
     return int(text)
 
 
-_TAGS = ("scores", "str", "tuple[str, ...]")
+_TAGS = ("scores", "str", "tuple[str, ...]", "fixed", "elastic")
 """Places that pydantic names and a recipe has not: the field around the scores, the kinds of a union."""
 
 

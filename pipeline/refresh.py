@@ -98,7 +98,7 @@ def _since(recipe: Recipe, last: Version, warm: bool) -> Since:
         select = {name: {"earlier": last.of(title)} for name, title in titles.items() if last.has(title)}
     return Since(
         split={"earlier": last.of("split"), "earlier_pool": last.of("pseudo_label")},
-        ssl={"start": last.of("ssl")} if warm else {},
+        ssl={title: {"start": last.of(title)} for title in plan.models(recipe) if warm and last.has(title)},
         select=select,
         steps_fraction=recipe.refresh.warm_steps_fraction,
     )

@@ -21,7 +21,7 @@ from pipeline.resources import Resources
 from pipeline.selectors import SELECTORS, Selector, budget, build, cuts, exact, preferred
 from pipeline.selectors.double_end import AUTO
 from pipeline.stage import Artifact, Output, Part, Progress, write_table_part
-from pipeline.trust import HeldOut, expected_wrong
+from pipeline.trust import HeldOut, expected_wrong, unlabelled_alone
 
 T = TypeVar("T")
 Ids = NDArray[np.int64]
@@ -80,7 +80,8 @@ def run(
     before, if what it kept stays and the rest of the budget is chosen among the samples that are new since. Metrics:
     cuts are the least and the largest kept value of the first score that the selector reads; annotation_bill counts
     every label paid for, those of the split that are not in the coreset too; wrong: what is expected of the coreset's
-    pseudo-labels, as expected_wrong has it, None where nothing is; mislabel: of double_end, whether m is `auto`, the
+    pseudo-labels, as expected_wrong has it, None where nothing is, as of all selectors but double_end where every fold
+    of the labels was held out from a pool of its own; mislabel: of double_end, whether m is `auto`, the
     `used` m and the `evidence` for it. UserError if the samples that are to be kept exceed the budget, if the version
     before had another keep_fraction, or if nothing can choose an auto m.
     """
@@ -117,6 +118,9 @@ def run(
     wrong, total = int(seen.sum()), len(seen)
     if chosen and chosen["auto"]:  # by rows that did not take part in the choice
         wrong, total = chosen["evidence"]["kept"]
+    elif not held.in_pool:
+        wrong, total = _kept_of_folds(config, held, inputs["score"].metrics["harder"])
+    expected = None if config.keep_labelled else expected_wrong(wrong, total, size - both)
     ranges = [facts.range for facts in kept if facts.range]
     return {
         "name": config.name,
@@ -131,7 +135,7 @@ def run(
         else None,
         "labelled_in_coreset": both,
         "annotation_bill": size - both + len(labelled),
-        "wrong": None if config.keep_labelled else expected_wrong(wrong, total, size - both),
+        "wrong": expected if held.in_pool else unlabelled_alone(expected),
         "mislabel": chosen,
     }
 
@@ -160,11 +164,9 @@ def _choose_cut(
     if config.selector != "double_end":
         return config, None
     options, used, evidence = config.options, config.options["mislabel_fraction"], None
-    column, keep = options["score"], exact(config.keep_fraction)
-    if len(held.wrong) and column in harder:
-        share = held.harder_share(column)
-        share = share if options["harder"] in (None, harder[column]) else 1 - share
-        evidence = mislabel.evidence(share, held.wrong, keep, seed)
+    share = _harder_share(config, held, harder)
+    if share is not None:
+        evidence = mislabel.evidence(share, held.wrong, exact(config.keep_fraction), seed)
     if config.needs_holdout:
         if evidence is None:
             raise UserError(
@@ -174,6 +176,25 @@ def _choose_cut(
         used = evidence["fraction"]
         config = config.model_copy(update={"options": {**options, "mislabel_fraction": used}})
     return config, {"auto": options["mislabel_fraction"] == AUTO, "used": used, "evidence": evidence}
+
+
+def _harder_share(config: SelectConfig, held: HeldOut, harder: Mapping[str, str]) -> NDArray[np.float64] | None:
+    """Of each held-out row the share of the pool that double_end takes for harder, None where it is not known."""
+    column = config.options["score"]
+    if not len(held.wrong) or column not in harder:
+        return None
+    share = held.harder_share(column)
+    return share if config.options["harder"] in (None, harder[column]) else 1 - share
+
+
+def _kept_of_folds(config: SelectConfig, held: HeldOut, harder: Mapping[str, str]) -> tuple[int, int]:
+    """How many are wrong, of how many held-out rows, where double_end cuts the pool of each fold; else none of none."""
+    share = _harder_share(config, held, harder) if config.selector == "double_end" else None
+    if share is None:
+        return 0, 0
+    cut, keep = config.options["mislabel_fraction"], config.keep_fraction
+    kept = (share >= cut) & (share < cut + keep)
+    return int(held.wrong[kept].sum()), int(kept.sum())
 
 
 def _open_pool(

@@ -36,17 +36,33 @@ class SplitConfig(Config):
     draw: "uniform" over images (what the methods' papers call randomly labelled), "per_class" (as many of each class,
     which uses knowledge of the class) or "typiclust" (the most typical images of the pool by their embeddings, arXiv
     2202.02794, which all need a label); holdout_fraction: of the visible labels, withheld from training to check
-    pseudo-labels; labels: a CSV or Parquet table key,label of what annotators gave back, trained on in addition to what
-    is drawn, and never held out: coresets are no random sample of the pool.
+    pseudo-labels; folds: instead of holdout_fraction, in how many parts the visible labels are withheld one after the
+    other, each from trainings of its own, while the coreset comes from trainings that know all of them; labels: a CSV
+    or Parquet table key,label of what annotators gave back, trained on in addition to what is drawn, and never held
+    out: coresets are no random sample of the pool.
     """
 
     num_labelled: Annotated[int, Field(ge=0)] | None = None
     draw: Literal["uniform", "per_class", "typiclust"] = "uniform"
     holdout_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    folds: Annotated[int | None, Field(ge=2, le=100, exclude_if=lambda folds: folds is None)] = None
     labels: Annotated[Uri | None, Field(exclude_if=lambda uri: uri is None)] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _folds_hold_out(cls, settings: Any) -> Any:
+        """Where there are folds, holdout_fraction is 0 unless it is said otherwise, which is then told."""
+        if isinstance(settings, dict) and settings.get("folds") is not None:
+            return {"holdout_fraction": 0.0, **settings}
+        return settings
 
     @model_validator(mode="after")
     def _agree(self) -> "SplitConfig":
+        if self.folds is not None and self.holdout_fraction:
+            raise ValueError(
+                f"folds={self.folds} holds every label out in turn, and holdout_fraction={self.holdout_fraction:g} "
+                "keeps some from all trainings: name one of them"
+            )
         if self.draw == "typiclust" and not self.num_labelled:
             raise ValueError("draw 'typiclust' needs a number of images to choose: set num_labelled")
         return self
@@ -89,7 +105,7 @@ def run(
         else:
             drawn = _draw(ids, labels, num_classes, config.seed, settings, before)
         ids, labels = annotations.added_to(ids[drawn], labels[drawn])
-        held = np.isin(ids, earlier.held_out)
+        held = np.isin(ids, earlier.held_out) & (settings.folds is None)
         new = ~np.isin(ids, earlier.sample_ids) & ~np.isin(ids, annotations.sample_ids)
         if settings.num_labelled is None:  # every label there is: those that came to known images are annotators'
             new &= ids >= earlier.num_samples

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 
 from models.semi_supervised import SemiSupervisedConfig
 from pipeline import ingest
@@ -19,6 +20,7 @@ from pipeline.epoch_plan import Plan
 from pipeline.epochs import EpochLog
 from pipeline.errors import UserError
 from pipeline.resources import Resources
+from pipeline.second_round import SecondRound, joining
 from pipeline.stage import Artifact, Output, Progress
 from pipeline.training import Worker, train
 
@@ -29,12 +31,22 @@ if TYPE_CHECKING:
     from models.semi_supervised import SemiSupervisedTrainer
 
 
+class SslSettings(SemiSupervisedConfig):
+    """The `ssl` section of a recipe. second_round: if there is one, which pseudo-labels of the first it learns."""
+
+    second_round: Annotated[SecondRound | None, Field(exclude_if=lambda settings: settings is None)] = None
+
+
 class SslConfig(Config):
-    """The algorithm and its training; num_classes as the data has it."""
+    """The algorithm and its training; num_classes as the data has it.
+
+    confident: of a second round, how confident the pseudo-labels are that join the labels.
+    """
 
     seed: int
     num_classes: int
     training: SemiSupervisedConfig
+    confident: Annotated[float | None, Field(exclude_if=lambda threshold: threshold is None)] = None
 
 
 def run(
@@ -42,19 +54,23 @@ def run(
 ) -> dict[str, Any]:
     """Train; parts: `model` (EMA weights) and `history` (one row per commit: step, losses, mask_rate).
 
-    inputs: index, split; `start`, an earlier training of the same settings, if this one begins with its EMA weights.
+    inputs: index, split; `start`, an earlier training of the same settings, if this one begins with its EMA weights;
+    `first_round`, in a second one the pseudo-labels of the first. Its metrics say how many joined, by class. UserError
+    if none is confident enough.
     """
-    training = config.training
+    training, split, first_round = config.training, inputs["split"], inputs.get("first_round")
+    _, labels = _labelled(split, first_round, config)
     log = EpochLog(f"{out.uri}/training")
     train(
         _loop,
         {
             "index": inputs["index"],
-            "split": inputs["split"],
+            "split": split,
             "config": config,
             "uri": log.uri,
             "resources": resources,
             "start": inputs.get("start"),
+            "first_round": first_round,
         },
         out.uri,
         resources,
@@ -65,13 +81,16 @@ def run(
     commits = log.commits()
     out.write_table(pa.Table.from_pylist([commit.facts["metrics"] for commit in commits]), "history")
     num_samples = inputs["index"].metrics["num_samples"]
-    _, labels = _labelled(inputs["split"])
     out.write("model", ".pt", _weights(config, num_samples, labels, log.read_checkpoint(commits[-1])))
-    return {
+    metrics = {
         "steps": training.steps,
         "algorithm": training.algorithm,
         "world_sizes": sorted({commit.facts["world_size"] for commit in commits}),
     }
+    if first_round is not None:
+        joined = labels[split.metrics["num_train"] :]
+        metrics["joined"] = np.bincount(joined, minlength=config.num_classes).tolist()
+    return metrics
 
 
 def _weights(config: SslConfig, num_samples: int, labels: Ids, checkpoint: bytes) -> bytes:
@@ -90,11 +109,21 @@ def _trainer(config: SslConfig, num_samples: int, labels: Ids, device: "torch.de
     return SemiSupervisedTrainer(config.training, config.num_classes, config.seed, device, num_samples, counts)
 
 
-def _labelled(split: Artifact) -> tuple[Ids, Ids]:
-    """sample_ids and labels of the rows whose labels are learned."""
+def _labelled(split: Artifact, first_round: Artifact | None, config: SslConfig) -> tuple[Ids, Ids]:
+    """sample_ids and labels of the rows whose labels are learned: those of the split, then those that join them."""
     roles = split.table()
     train = roles.filter(pc.equal(roles["role"], "train"))
-    return train["sample_id"].to_numpy(), train["label"].to_numpy()
+    ids, labels = train["sample_id"].to_numpy(), train["label"].to_numpy()
+    if first_round is None:
+        return ids, labels
+    assert config.confident is not None
+    joining_ids, pseudo_labels = joining(first_round, split, config.confident)
+    if not len(joining_ids):
+        raise UserError(
+            f"ssl.second_round.confident={config.confident:g}, but the first round is so sure of no pseudo-label: "
+            "lower it, or leave second_round out"
+        )
+    return np.concatenate([ids, joining_ids]), np.concatenate([labels, pseudo_labels])
 
 
 def _loop(
@@ -105,6 +134,7 @@ def _loop(
     uri: str,
     resources: Resources,
     start: Artifact | None = None,
+    first_round: Artifact | None = None,
 ) -> None:
     """What every worker runs: from the last commit to the last step."""
     from models.training import load
@@ -112,7 +142,7 @@ def _loop(
     training = config.training
     images = ingest.open_images(index, resources)
     samples = images.samples
-    known, known_labels = _labelled(split)
+    known, known_labels = _labelled(split, first_round, config)
     labels = np.full(len(samples), -1, dtype=np.int64)
     labels[known] = known_labels
 

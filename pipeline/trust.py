@@ -20,6 +20,7 @@ from pipeline.pseudo_label import Holdout
 from pipeline.reduce import Reduction
 from pipeline.resources import Resources
 from pipeline.score import ScoreConfig, store_of
+from pipeline.second_round import compare, described
 from pipeline.stage import Artifact, Output, Progress
 from pipeline.true_dynamics import store_uri
 from pipeline.verdict import verdict
@@ -40,10 +41,11 @@ def run(
     """Compare with the held-out labels; part: a row each, with sample_id, label, pseudo_label, confidence, wrong, and
     for every score column c `harder_share:c`, `given:c`, and where the true labels were recorded `true:c`.
 
-    inputs: split, pseudo_label, proxy, score. Metrics: accuracy in all, per_class and by confidence; calibration; pool,
-    what is expected to be wrong in it; along, wrong rows along every score; rank_correlation of every score with the
-    one by true labels; more_labels, what they would bring; verdict. All numbers are fractions. What cannot be known is
-    None: without held-out rows, all of it.
+    inputs: split, pseudo_label, proxy, score; after a second round its ssl and `first_round`, the pseudo-labels of the
+    first. Metrics: accuracy in all, per_class and by confidence; calibration; pool, what is expected to be wrong in it;
+    along, wrong rows along every score; rank_correlation of every score with the one by true labels; more_labels, what
+    they would bring; second_round, if there was one: the threshold, how many rows joined, by class, and how held_out
+    compares; verdict. All numbers are fractions. What cannot be known is None: without held-out rows, all of it.
     """
     holdout = Holdout.load(inputs["pseudo_label"])
     num_samples, harder = inputs["score"].metrics["num_samples"], inputs["score"].metrics["harder"]
@@ -57,30 +59,46 @@ def run(
     out.write_table(table)
     progress(3, 3, "steps")
 
-    wrong, confidence = (table[name].to_numpy() for name in ("wrong", "confidence"))
-    total, num_wrong = len(wrong), int(wrong.sum())
-    num_train, draw = inputs["split"].metrics["num_train"], inputs["split"].manifest["config"]["settings"]["draw"]
-    half = counter.uniform(config.seed, "trust-half", 0, holdout.sample_ids) < 0.5
-    correlations = {
-        column: _correlation(shares[f"given:{column}"], truth[f"true:{column}"])
-        for column in harder
-        if f"true:{column}" in truth
-    }
+    found = judged(table, holdout.logits, harder, config.seed)
+    total, num_wrong = found["num_holdout"], found["num_wrong"]
+    known, draw = inputs["split"].metrics, inputs["split"].manifest["config"]["settings"]["draw"]
+    num_train, num_annotated = known["num_train"], known.get("num_annotated", 0)
+    second_round = _second_round(inputs, holdout, table["wrong"].to_numpy()) if "first_round" in inputs else None
+    first_round = second_round["held_out"]["rounds"][0]["correct"] if second_round and total else None
     return {
         "num_samples": num_samples,
         "num_train": num_train,
+        **found,
+        "pool": expected_wrong(num_wrong, total, num_samples - num_train - total),
+        "more_labels": _more_labels(holdout, num_wrong, config.seed),
+        **({"second_round": second_round} if second_round else {}),
+        "verdict": verdict(total - num_wrong, total, draw, num_annotated, first_round),
+    }
+
+
+def judged(table: pa.Table, logits: NDArray[np.float32], harder: Mapping[str, str], seed: int) -> dict[str, Any]:
+    """What held-out rows, in a table as that of the stage, say of the pseudo-labels: a part of the stage's metrics.
+
+    logits: float32 [h, C] of the same rows; harder: the direction of every score column.
+    """
+    ids, labels, wrong = (table[name].to_numpy() for name in ("sample_id", "label", "wrong"))
+    total, num_wrong = len(wrong), int(wrong.sum())
+    half = counter.uniform(seed, "trust-half", 0, ids) < 0.5
+    shares = {column: table[HARDER_SHARE + column].to_numpy() for column in harder}
+    recorded = [column for column in harder if f"true:{column}" in table.column_names]
+    return {
         "num_holdout": total,
         "num_wrong": num_wrong,
         "accuracy": 1 - num_wrong / total if total else None,
         "interval": list(wilson(total - num_wrong, total)) if total else None,
-        "per_class": _per_class(holdout.labels, ~wrong),
-        "by_confidence": by_confidence(confidence, ~wrong),
-        "calibration": calibrate(holdout.logits, holdout.labels, half) if total else None,
-        "pool": expected_wrong(num_wrong, total, num_samples - num_train - total),
-        "along": {column: mislabel.tenths(shares[HARDER_SHARE + column], wrong) for column in harder} if total else {},
-        "rank_correlation": correlations,
-        "more_labels": _more_labels(holdout, num_wrong, config.seed),
-        "verdict": verdict(total - num_wrong, total, draw),
+        "per_class": _per_class(labels, ~wrong),
+        "by_confidence": by_confidence(table["confidence"].to_numpy(), ~wrong),
+        "calibration": calibrate(logits, labels, half) if total else None,
+        "along": {column: mislabel.tenths(shares[column], wrong) for column in harder} if total else {},
+        "rank_correlation": {
+            column: _correlation(*(table[f"{kind}:{column}"].to_numpy() for kind in ("given", "true")))
+            for column in recorded
+        },
     }
 
 
@@ -103,19 +121,33 @@ def expected_wrong(wrong: int, seen: int, unknown: int) -> dict[str, Any] | None
     }
 
 
+def unlabelled_alone(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What is expected of the unlabelled rows alone, of what is expected of them and the held-out ones."""
+    if found is None:
+        return None
+    low, high = (end - found["wrong"] for end in found["interval"])
+    return {**found, "expected": found["expected"] - found["wrong"], "interval": [low, high]}
+
+
 @dataclass(frozen=True)
 class HeldOut:
-    """What other stages ask of the held-out rows. sample_ids: int64[h], ascending; wrong: bool[h]."""
+    """What other stages ask of the held-out rows.
+
+    sample_ids: int64[h], ascending; wrong: bool[h]; in_pool: whether the pool has them as it has unlabelled rows, with
+    their pseudo-labels, or knows their labels, and each was held out from trainings of its fold alone.
+    """
 
     sample_ids: NDArray[np.int64]
     wrong: NDArray[np.bool_]
     table: pa.Table
+    in_pool: bool
 
     @staticmethod
     def load(trust: Artifact) -> "HeldOut":
         """Of the stage; h may be 0."""
         table = trust.table()
-        return HeldOut(table["sample_id"].to_numpy(), table["wrong"].to_numpy(), table)
+        in_pool = "folds" not in trust.manifest["metrics"]
+        return HeldOut(table["sample_id"].to_numpy(), table["wrong"].to_numpy(), table, in_pool)
 
     def harder_share(self, column: str) -> NDArray[np.float64]:
         """Of each row the share of the pool that this score takes for harder, 0..1: [h]."""
@@ -192,6 +224,16 @@ def _more_labels(holdout: Holdout, num_wrong: int, seed: int) -> dict[str, Any] 
     error = num_wrong / len(holdout.labels)
     best, worst = (1 - error * left for left in curve["interval"])
     return {**curve, "doubled": {"accuracy": 1 - error * curve["left"], "interval": [worst, best]}}
+
+
+def _second_round(inputs: Mapping[str, Artifact], holdout: Holdout, wrong: NDArray[np.bool_]) -> dict[str, Any]:
+    """The two rounds side by side; wrong: of the last one."""
+    if not len(wrong):
+        return described(inputs["ssl"], None)
+    before = _predictions(holdout, inputs["first_round"])
+    wrong_before, confidence = (before[name].to_numpy() for name in ("wrong", "confidence"))
+    confident = inputs["ssl"].manifest["config"]["confident"]
+    return described(inputs["ssl"], compare(confident, confidence, (wrong_before, wrong)))
 
 
 def _per_class(labels: NDArray[np.int64], right: NDArray[np.bool_]) -> list[dict[str, Any]]:

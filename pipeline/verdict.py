@@ -13,6 +13,8 @@ or tied at another.
 """
 TOO_FEW_RIGHT = 0.5
 """Below it even at the upper end of the interval, most images are scored against a label that is wrong."""
+CHANCE = 0.05
+"""Two rounds differ where chance alone would make them differ so much less often than this."""
 
 
 CAVEATS = {
@@ -21,31 +23,43 @@ CAVEATS = {
     "typiclust": "the held-out labels are of typical images, which are the easy ones: of the others more will be wrong",
 }
 """What the draw of the labels does to all that is said by them; a uniform one is a random sample of the pool."""
+CAME_BACK = (
+    "of the labels {:,} came back for images that were chosen, not drawn at random: the held-out ones speak for the "
+    "pool as it was before, and not for what is left of it without a label"
+)
+"""The same of labels that annotators gave back: a coreset leaves other images behind than a random choice would."""
 
 
-def verdict(correct: int, total: int, draw: str = "uniform") -> dict[str, Any]:
+def verdict(
+    correct: int, total: int, draw: str = "uniform", num_annotated: int = 0, first_round: int | None = None
+) -> dict[str, Any]:
     """What to do, of `correct` of `total` held-out pseudo-labels whose images were drawn in that way.
 
-    level: "trust", "label more", "do not use", or "not measured" where total is 0, and where much is right of typical
-    images; why: a sentence with the numbers; caveat: a sentence, or None.
+    num_annotated: labels of other images, that annotators gave back; first_round: how many were right before a second
+    round, None where there is none. level: "trust", "label more", "do not use", or "not measured" where total is 0, and
+    where much is right of typical images; why: a sentence with the numbers; caveat: a sentence, or None.
     """
-    level, why = _judge(correct, total)
+    level, why = _judge(correct, total, first_round)
     if draw == "typiclust" and level == "trust":
         level = "not measured"
+    caveats = [CAVEATS[draw], CAME_BACK.format(num_annotated) if num_annotated else None]
     return {
         "level": level,
         "why": why,
-        "caveat": CAVEATS[draw] if total else None,
+        "caveat": "; ".join(filter(None, caveats)) or None if total else None,
         "right_enough": RIGHT_ENOUGH,
         "too_few_right": TOO_FEW_RIGHT,
     }
 
 
-def _judge(correct: int, total: int) -> tuple[str, str]:
+def _judge(correct: int, total: int, first_round: int | None) -> tuple[str, str]:
     if not total:
         return "not measured", "no held-out label checks the pseudo-labels, so how many are right is not known"
     low, high = wilson(correct, total)
-    measured = f"{correct:,} of {total:,} held-out pseudo-labels are right, so {low:.0%} to {high:.0%} of all (95%)"
+    before = "" if first_round is None else f" ({first_round:,} after the first round)"
+    measured = (
+        f"{correct:,} of {total:,} held-out pseudo-labels are right{before}, so {low:.0%} to {high:.0%} of all (95%)"
+    )
     if low >= RIGHT_ENOUGH:
         return "trust", f"{measured}, at least the {RIGHT_ENOUGH:.0%} that trust asks for"
     if high < TOO_FEW_RIGHT:
@@ -53,3 +67,16 @@ def _judge(correct: int, total: int) -> tuple[str, str]:
     if high < RIGHT_ENOUGH:
         return "label more", f"{measured}, less than the {RIGHT_ENOUGH:.0%} that trust asks for"
     return "label more", f"{measured}: too few labels to say whether it is the {RIGHT_ENOUGH:.0%} that trust asks for"
+
+
+def of_rounds(mended: int, broken: int) -> str:
+    """Whether the second round is "better" or "worse" than the first, or "within chance" of it.
+
+    mended, broken: held-out rows that the second alone and that the first alone has right. The exact sign test of
+    these, McNemar's, against CHANCE.
+    """
+    from scipy.stats import binomtest
+
+    if not mended + broken or binomtest(mended, mended + broken).pvalue >= CHANCE:
+        return "within chance"
+    return "better" if mended > broken else "worse"

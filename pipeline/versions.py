@@ -151,12 +151,12 @@ def _gone(*_: Any, **__: Any) -> dict[str, Any]:
 class Since:
     """Further inputs of a plan's stages, from the version before. None of it in a plan from scratch.
 
-    split, ssl: by the name of the input; select: the same, by the name of the selection; steps_fraction: of the steps
-    that a warm start takes.
+    split: by the name of the input; ssl: the same, by the title of the stage; select: by the name of the selection;
+    steps_fraction: of the steps that a warm start takes.
     """
 
     split: Mapping[str, Stage] = field(default_factory=dict)
-    ssl: Mapping[str, Stage] = field(default_factory=dict)
+    ssl: Mapping[str, Mapping[str, Stage]] = field(default_factory=dict)
     select: Mapping[str, Mapping[str, Stage]] = field(default_factory=dict)
     steps_fraction: float = 1.0
 
@@ -165,5 +165,5 @@ class Since:
         return list({stage.key: stage for stage in self._all()}.values())
 
     def _all(self) -> Iterator[Stage]:
-        for inputs in (self.split, self.ssl, *self.select.values()):
+        for inputs in (self.split, *self.ssl.values(), *self.select.values()):
             yield from inputs.values()

@@ -151,15 +151,21 @@ def _shorten(name: str) -> str:
 
 def draw(report: Mapping[str, Any]) -> dict[str, Any]:
     """Every chart of the report by name; `selections` is a list, None where a selection uses no score."""
-    ssl, cluster, proxy = (report["history"][name] for name in ("ssl", "cluster", "proxy"))
+    cluster, proxy = (report["history"][name] for name in ("cluster", "proxy"))
+    rounds = [ssl for name in ("first_ssl", "ssl") if (ssl := report["history"][name])]
     return {
         "accuracy": accuracy(report) if report["accuracy"] else None,
         "selections": [score_histogram(row) if row["histogram"] else None for row in report["selections"]],
         "class_balance": class_balance(report),
         "confidence": confidence(report),
         "trust": trust_figures.draw(report),
-        "ssl_loss": losses(ssl, "step", ["loss_labelled", "loss_unlabelled"]) if ssl else None,
-        "ssl_mask": fraction(ssl, "step", "mask_rate") if ssl else None,
+        "ssl": [
+            {
+                "loss": losses(ssl, "step", ["loss_labelled", "loss_unlabelled"]),
+                "mask": fraction(ssl, "step", "mask_rate"),
+            }
+            for ssl in rounds
+        ],
         "cluster_loss": losses(cluster, "epoch", ["loss", "best_loss"]) if cluster else None,
         "proxy_loss": losses(proxy, "epoch", ["loss"]),
         "proxy_accuracy": fraction(proxy, "epoch", "accuracy"),

@@ -7,17 +7,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.report import tables
+from pipeline.report.costs import compare as compare_costs
 from pipeline.report.selections import Scored, histogram
 from pipeline.report.verdict import compare, headline
 from pipeline.stage import Artifact
 
 QUARANTINE_ROWS = 20
+SSL_HISTORY = ["step", "loss_labelled", "loss_unlabelled", "mask_rate"]
 HISTORY = {
-    "ssl": ["step", "loss_labelled", "loss_unlabelled", "mask_rate"],
+    "first_ssl": SSL_HISTORY,
+    "ssl": SSL_HISTORY,
     "cluster": ["epoch", "loss", "best_loss"],
     "proxy": ["epoch", "loss", "accuracy"],
 }
-"""What is shown of a training; pseudo-labels come from one of the first two."""
+"""What is shown of a training; first_ssl is there where a second round follows, and cluster takes the place of both."""
 Inputs = Mapping[str, Artifact]
 
 
@@ -60,6 +63,7 @@ def gather(inputs: Inputs, title: str, examples: int) -> dict[str, Any]:
             "reasons": inputs["index"].metrics["quarantined"],
             "quarantine": tables.head(inputs["index"], "quarantine", QUARANTINE_ROWS),
         },
+        "costs": compare_costs(inputs),
         **_provenance(inputs),
     }
 
@@ -203,22 +207,45 @@ def _pseudo_labels(artifact: Artifact, confidence: NDArray[np.float32]) -> dict[
 def _trust(artifact: Artifact, names: Sequence[str]) -> dict[str, Any]:
     """What the held-out labels say, classes by name."""
     metrics = artifact.metrics
-    return {**metrics, "per_class": [{"class": names[row["label"]], **row} for row in metrics["per_class"]]}
+    return {
+        **metrics,
+        "per_class": [{"class": names[row["label"]], **row} for row in metrics["per_class"]],
+        "second_round": _second_round(metrics["second_round"], names) if "second_round" in metrics else None,
+        "folds": metrics.get("folds"),
+    }
+
+
+def _second_round(found: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """With the classes of which most and fewest pseudo-labels joined."""
+    joined = found["joined_by_class"]
+    ends = {"most": int(np.argmax(joined)), "least": int(np.argmin(joined))}
+    return {**found, **{end: {"class": names[label], "count": joined[label]} for end, label in ends.items()}}
 
 
 def _provenance(inputs: Inputs) -> dict[str, Any]:
-    """What is needed to do it again: config, key and seconds of every stage, in the inputs' order; what it ran with."""
-    manifests = [artifact.manifest for artifact in inputs.values()]
+    """What is needed to do it again: config, key and seconds of every stage, in the inputs' order; what it ran with.
+
+    Of the folds' stages, which have the settings of the others, the seconds of all together.
+    """
+    folds = [artifact.manifest for name, artifact in inputs.items() if name.startswith("fold:")]
+    manifests = [artifact.manifest for name, artifact in inputs.items() if not name.startswith("fold:")]
     libraries = [*manifests[0]["libraries"], "python"]
     return {
         "stages": [
             {name: manifest[name] for name in ("stage", "title", "version", "key", "config", "seconds", "resources")}
             for manifest in manifests
         ],
+        "folds": {"stages": len(folds), "seconds": sum(manifest["seconds"] for manifest in folds)} if folds else None,
         "libraries": {
             name: sorted({{**manifest["libraries"], "python": manifest["python"]}[name] for manifest in manifests})
             for name in libraries
         },
         "cores": sorted({manifest["cores"] for manifest in manifests}),
-        "commits": sorted({manifest["commit"] for manifest in manifests if manifest["commit"]}),
+        "commits": sorted(
+            {
+                manifest["commit"] + (" with changes" if manifest.get("is_clean") is False else "")
+                for manifest in manifests
+                if manifest["commit"]
+            }
+        ),
     }

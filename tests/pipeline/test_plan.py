@@ -120,10 +120,58 @@ def test_a_change_runs_what_depends_on_it_and_nothing_else(recipe: str, override
         "ssl.options.threshold=0.95",
         "select.1.seed=0",
         "data.max_pixels=50000000",
+        "ssl.second_round=null",
     ],
 )
 def test_what_is_said_though_it_is_so_anyway_changes_nothing(recipe: str, override: str) -> None:
     assert keys(recipe, override) == keys(recipe)
+
+
+def test_a_second_round_is_two_stages_behind_the_first_round_which_stays(recipe: str) -> None:
+    before, planned = keys(recipe), stages(recipe, "ssl.second_round={}")
+    titles = [stage.title for stage in planned]
+    place = titles.index("ssl round 2")
+    assert titles[place - 2 : place + 3] == ["ssl", "pseudo_label", "ssl round 2", "pseudo_label round 2", "proxy"]
+    assert {stage.title for stage in planned} - before.keys() == {"ssl round 2", "pseudo_label round 2"}
+    first = DATA | TESTS | {"split", "ssl", "pseudo_label"}
+    assert {stage.title for stage in planned if before.get(stage.title) == stage.key} == first
+    by_title = {stage.title: stage for stage in planned}
+    for title in (
+        "proxy",
+        "score",
+        "trust",
+        "export beta",
+        "report",
+    ):  # the last round's, wherever pseudo-labels are read
+        assert by_title[title].inputs.get("pseudo_label") in (by_title["pseudo_label round 2"], None)
+    assert keys(recipe, "ssl.second_round={}") == keys(recipe, "ssl.second_round.confident=0.95")
+    lower, changed = keys(recipe, "ssl.second_round.confident=0.9"), {stage.title: stage.key for stage in planned}
+    assert {title for title in titles if lower[title] == changed[title]} == first
+    assert {s.title for s in plan.needed(planned, "pseudo_label")} == DATA | {"split"} | set(
+        titles[place - 2 : place + 2]
+    )
+
+
+def test_every_fold_has_trainings_of_its_own_and_the_pool_those_that_know_all_labels(recipe: str) -> None:
+    planned = stages(recipe, "split.folds=3")
+    by_title = {stage.title: stage for stage in planned}
+    own = ["fold", "ssl", "pseudo_label", "proxy", "score", "trust"]
+    folds = {f"{name} fold {number}".replace("fold fold", "fold") for name in own for number in (1, 2, 3)}
+    assert by_title.keys() == ALL | folds and len({stage.key for stage in planned}) == len(planned)
+    places = {stage.key: place for place, stage in enumerate(planned)}
+    assert all(places[source.key] < place for place, stage in enumerate(planned) for source in stage.inputs.values())
+    for number in (1, 2, 3):
+        split, guesses = by_title[f"fold {number}"], by_title[f"pseudo_label fold {number}"]
+        assert by_title[f"ssl fold {number}"].inputs["split"] is guesses.inputs["split"] is split
+        assert by_title[f"proxy fold {number}"].inputs["pseudo_label"] is guesses
+        assert by_title["trust"].inputs[f"trust:{number - 1}"] is by_title[f"trust fold {number}"]
+    assert by_title["select beta"].inputs["score"] is by_title["score"]
+    assert by_title["ssl"].inputs["split"] is by_title["split"]
+    alone = {stage.title: stage.key for stage in stages(recipe, "split.folds=3", "ssl.second_round={}")}
+    assert {"ssl round 2 fold 3", "pseudo_label round 2 fold 3"} <= alone.keys()
+    assert {title for title in folds if alone[title] == by_title[title].key} == {
+        title for title in folds if title.split()[0] in ("fold", "ssl", "pseudo_label")
+    }
 
 
 def test_a_selection_with_a_seed_of_its_own_draws_the_same_from_the_same_scores(recipe: str) -> None:

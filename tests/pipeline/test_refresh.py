@@ -22,7 +22,7 @@ from pipeline.fsck import check
 from pipeline.gc import find, remove
 from pipeline.index import load_index
 from pipeline.recipe import load_recipe
-from pipeline.refresh import Refreshed, _check_order, refresh
+from pipeline.refresh import Refreshed, _check_order, _since, refresh
 from pipeline.resources import Resources
 from pipeline.split import SplitConfig, SplitStageConfig
 from pipeline.stage import Artifact, Output
@@ -84,9 +84,9 @@ def test_keys_depend_on_what_a_refresh_goes_on_from_and_not_on_its_settings(tmp_
     assert keys(recipe, "refresh={warm_start: never, retrain_above: 0.5, budget: per_batch}") == plain
     assert keys(recipe, "split.labels=null") == plain
     tried = [
-        Since(ssl={"start": past("ssl")}, steps_fraction=0.25),
-        Since(ssl={"start": past("ssl", "1" * 16)}, steps_fraction=0.25),
-        Since(ssl={"start": past("ssl")}, steps_fraction=0.5),
+        Since(ssl={"ssl": {"start": past("ssl")}}, steps_fraction=0.25),
+        Since(ssl={"ssl": {"start": past("ssl", "1" * 16)}}, steps_fraction=0.25),
+        Since(ssl={"ssl": {"start": past("ssl")}}, steps_fraction=0.5),
     ]
     warm = [keys(recipe, since=since) for since in tried]
     assert len({found["ssl"] for found in [plain, *warm]}) == 4
@@ -100,6 +100,21 @@ def test_keys_depend_on_what_a_refresh_goes_on_from_and_not_on_its_settings(tmp_
     }
     (shorter,) = (s for s in plan.build(load_recipe(str(recipe)), tried[0]) if s.title == "ssl")
     assert shorter.config.training.steps == 15
+
+
+def test_each_training_goes_on_from_the_same_one_of_the_version_before(tmp_path: Path) -> None:
+    overrides = ("ssl.second_round={}", "split.folds=2")
+    recipe = load_recipe(str(tiny_recipe(tmp_path / "data", tmp_path / "run")), overrides)
+    planned = [Planned(stage.name, stage.title, stage.key) for stage in plan.build(recipe)]
+    last = Version(1, "", "", "", 0, 0, 0, THEN, None, "", [], planned, [])
+    assert not any("start" in stage.inputs for stage in plan.build(recipe, _since(recipe, last, warm=False)))
+    stages = {stage.title: stage for stage in plan.build(recipe, _since(recipe, last, warm=True))}
+    trained = [title for title, stage in stages.items() if stage.name == "ssl" and not isinstance(stage, Past)]
+    assert len(trained) == 6
+    for title in trained:
+        assert stages[title].inputs["start"].key == last.of(title).key != stages[title].key
+        assert stages[title].config.training.steps == 15
+    assert stages["ssl round 2"].inputs["first_round"] is stages["pseudo_label"]
 
 
 # --- the split
@@ -152,6 +167,12 @@ def test_what_annotators_gave_back_is_trained_on_and_never_held_out(tmp_path: Pa
     assert second.metrics["num_annotated"] == 11 and second.metrics["annotations_unmatched"] == 1
     third = split_of(tmp_path / "c", POOL, (second, 200), num_labelled=31, labels=table)
     assert roles(second).items() < roles(third).items() and len(roles(third)) == 41
+
+
+def test_where_every_label_is_held_out_in_turn_the_pool_is_taught_all(tmp_path: Path) -> None:
+    first = split_of(tmp_path / "a", POOL[:100], num_labelled=30)
+    second = split_of(tmp_path / "b", POOL, (first, 100), num_labelled=40, folds=3)
+    assert roles(first).keys() < roles(second).keys() and set(roles(second).values()) == {"train"}
 
 
 def test_labels_that_come_to_known_images_are_annotators(tmp_path: Path) -> None:

@@ -114,6 +114,16 @@ def test_without_a_held_out_row_nothing_is_known_and_nothing_breaks(done: dict[s
     json.dumps(found, allow_nan=False)
 
 
+def test_labels_that_came_back_are_a_caveat(done: dict[str, Artifact], metrics: dict[str, Any], tmp_path: Path) -> None:
+    split = done["split"]
+    for number in (0, 30):
+        told = {**split.manifest, "metrics": {**split.metrics, "num_annotated": number}}
+        _, found = again(done, tmp_path / str(number), split=dataclasses.replace(split, manifest=told))
+        assert (found == metrics) == (number == 0)
+        assert found["verdict"]["level"] == metrics["verdict"]["level"]
+    assert found["verdict"]["caveat"].startswith("of the labels 30 came back")
+
+
 def test_enough_held_out_rows_say_what_more_would_bring(done: dict[str, Artifact]) -> None:
     rng, labels = np.random.default_rng(0), np.arange(200) % 10
     features = (3 * np.eye(10)[labels] + rng.standard_normal((200, 10))).astype(np.float32)

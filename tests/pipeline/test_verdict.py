@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.intervals import wilson
-from pipeline.verdict import RIGHT_ENOUGH, TOO_FEW_RIGHT, verdict
+from pipeline.verdict import RIGHT_ENOUGH, TOO_FEW_RIGHT, of_rounds, verdict
 
 
 @pytest.mark.parametrize(
@@ -39,4 +39,26 @@ def test_the_way_labels_were_drawn_is_a_caveat() -> None:
     assert verdict(950, 1000, "per_class")["level"] == "trust"
     typical = verdict(950, 1000, "typiclust")
     assert typical["level"] == "not measured" and "easy ones" in typical["caveat"]
-    assert verdict(0, 0, "typiclust")["caveat"] is None
+    assert verdict(0, 0, "typiclust", num_annotated=5)["caveat"] is None
+
+
+def test_labels_that_came_back_are_another_caveat() -> None:
+    found = verdict(950, 1000, num_annotated=1200)
+    assert found["caveat"].startswith("of the labels 1,200 came back for images that were chosen, not drawn at random")
+    assert found["level"] == "trust"
+    both = verdict(950, 1000, "per_class", num_annotated=1)["caveat"]
+    assert "equal classes; of the labels 1 came back" in both
+
+
+def test_the_first_round_stands_beside_the_second() -> None:
+    said = verdict(583, 800, first_round=560)["why"]
+    assert said.startswith("583 of 800 held-out pseudo-labels are right (560 after the first round), so 70% to 76%")
+
+
+@pytest.mark.parametrize(
+    ("mended", "broken", "level"),
+    [(0, 0, "within chance"), (5, 0, "within chance"), (6, 0, "better"), (0, 6, "worse"), (14, 6, "within chance")],
+)
+def test_rounds_differ_where_chance_would_not_make_them(mended: int, broken: int, level: str) -> None:
+    """Six fair coins all fall alike once in 32, two-sided; five once in 16."""
+    assert of_rounds(mended, broken) == level

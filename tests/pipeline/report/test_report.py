@@ -14,10 +14,12 @@ import pyarrow as pa
 import pytest
 
 from pipeline import report
+from pipeline.intervals import wilson
 from pipeline.report import page
+from pipeline.report.costs import ESTIMATE, Estimate, Estimates
 from pipeline.resources import Resources
 from pipeline.stage import Artifact, Output
-from pipeline.verdict import verdict
+from pipeline.verdict import of_rounds, verdict
 
 EVIL = "<script>alert('key')</script>"
 PROBE = """<script>
@@ -180,6 +182,33 @@ def label_free(inputs: Inputs) -> Inputs:
     return inputs | {"cluster": Artifact(out.uri, manifest)}
 
 
+def came_back(inputs: Inputs) -> Inputs:
+    return inputs | {"trust": changed(inputs["trust"], verdict=verdict(46, 50, num_annotated=30))}
+
+
+def second_round(inputs: Inputs) -> Inputs:
+    """The first round with 40 of 50 held-out labels right, of which the second mended 7 and broke 1."""
+    held_out = {
+        "rounds": [{"correct": n, "total": 50, "interval": list(wilson(n, 50))} for n in (40, 46)],
+        "confident": {"correct": 0, "total": 0, "interval": None},
+        **{"mended": 7, "broken": 1, "verdict": of_rounds(7, 1)},
+    }
+    found = {"confident": 0.9, "joined": 45, "joined_by_class": list(range(10)), "held_out": held_out}
+    trust = changed(inputs["trust"], second_round=found)
+    return inputs | {"trust": trust, "first_ssl": inputs["ssl"], "first_round": inputs["pseudo_label"]}
+
+
+def second_round_unmeasured(inputs: Inputs) -> Inputs:
+    inputs = unmeasured(second_round(inputs))
+    found = {**inputs["trust"].metrics["second_round"], "held_out": None}
+    return inputs | {"trust": changed(inputs["trust"], second_round=found)}
+
+
+def folds(inputs: Inputs) -> Inputs:
+    trust = changed(inputs["trust"], folds=5, more_labels=None)
+    return inputs | {"trust": trust, "fold:ssl fold 1": inputs["ssl"], "fold:proxy fold 1": inputs["proxy"]}
+
+
 def chosen_here(inputs: Inputs) -> Inputs:
     name = "select:semi_aum_cutoff"
     found = inputs[name].metrics["mislabel"]
@@ -208,6 +237,22 @@ def without_a_score(inputs: Inputs) -> Inputs:
         (unmeasured, "not measured No held-out label checks the pseudo-labels, so how many are right is not known."),
         (label_free, "The clustering heads that made the pseudo-labels"),
         (chosen_here, "from the hard end, chosen here (95 %: "),
+        (came_back, "Mind that of the labels 30 came back for images that were chosen"),
+        (came_back, "unlabelled images are like its held-out ones, which is not certain here"),
+        (
+            second_round,
+            "first round 40 50 80.0 % 67.0 to 88.8 % those that joined 0 0 not known second round 46 50 92.0 %",
+        ),
+        (second_round, "with a confidence of 90.0 % or more joined the 50 labels"),
+        (second_round, "Most are of the class 9 (9), fewest of 0 (0); ssl.class_balanced"),
+        (second_round, "has 7 right that the first had wrong, and 1 wrong that the first had right: it may be chance"),
+        (second_round, "Semi-supervised, round 1: loss"),
+        (second_round, "Semi-supervised, round 2: mask rate"),
+        (second_round_unmeasured, "with a confidence of 90.0 % or more joined the 50 labels"),
+        (folds, "Each label was held out once, from trainings of its own that knew 4 of 5 parts of the labels."),
+        (folds, "a probe needs the features of one network"),
+        (folds, "A held-out image counts where the same cut would keep it in the pool of its fold"),
+        (folds, "of it by the 2 stages of the 5 folds, which have the settings of the others"),
         (one_seed, "One seed only, so no verdict"),
         (without_a_score, "This selector uses no score."),
     ],
@@ -244,6 +289,29 @@ def test_a_class_that_was_never_predicted_has_its_row(inputs: Inputs, tmp_path: 
     _, twin = make(inputs | changes, tmp_path / "report")
     assert (len(twin["class_balance"]["pool"]), twin["class_balance"]["pool"][9]) == (10, 0)
     assert twin["trust"]["per_class"][-1] == {"class": "9", **never_right}
+
+
+def test_what_was_estimated_stands_beside_what_it_took(inputs: Inputs, tmp_path: Path) -> None:
+    run = Path(inputs["index"].uri).parents[1]
+    assert make(inputs, tmp_path / "before")[1]["costs"] is None
+    proxy, index = (inputs[name].manifest for name in ("proxy", "index"))
+    found = {
+        proxy["key"]: Estimate(seconds=20.0, images=24_000, speed=600.0, written=300_000),
+        index["key"]: Estimate(seconds=5.0, images=0, speed=None, written=50 * 600),
+        "of another recipe": Estimate(seconds=1.0, images=0, speed=None, written=0),
+    }
+    Estimates(found, {"proxy": 600.0}).write(str(run))
+    try:
+        source, twin = make(inputs, tmp_path / "report")
+    finally:
+        (run / ESTIMATE).unlink()
+    rows = {row["title"]: row for row in twin["costs"]}
+    assert list(rows) == ["index", "proxy"]
+    assert (rows["proxy"]["estimated"], rows["proxy"]["took"]) == (20.0, proxy["seconds"])
+    assert rows["proxy"]["reached"] == pytest.approx(24_000 / proxy["seconds"] / 2)
+    assert rows["index"]["reached"] is None
+    assert rows["index"]["is_written"] == sum(part["bytes"] for part in index["parts"])
+    assert page.duration(20.0) in source and "Estimated and taken" in source
 
 
 def test_a_browser_shows_it(inputs: Inputs, tmp_path: Path) -> None:
