@@ -38,7 +38,7 @@ def connected(resources: Resources) -> Iterator[None]:
     if ours:
         local = {} if address else {"include_dashboard": False}
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
         except (ValueError, ConnectionError, RuntimeError) as error:
             where = f"the Ray at RAY_ADDRESS={address!r}" if address else "a Ray on this machine"
             first = (str(error).strip().splitlines() or [""])[0]
@@ -68,9 +68,9 @@ def _check_room(resources: Resources) -> None:
         ("CPU", resources.cpus_per_worker, "lower resources.num_workers"),
         ("GPU", resources.gpus_per_worker, "set resources.gpus_per_worker to 0"),
     ):
-        wanted = each * resources.num_workers
+        wanted = each * resources.min_workers
         if wanted > have.get(kind, 0):
             raise UserError(
-                f"resources ask for {wanted:g} {kind}s ({resources.num_workers} workers of {each:g}) but this machine "
+                f"resources ask for {wanted:g} {kind}s ({resources.min_workers} workers of {each:g}) but this machine "
                 f"has {have.get(kind, 0):g}: {remedy}, or run on a cluster"
             )

@@ -73,7 +73,7 @@ def train_and_test(
     start = partial(task.remote, pool=ray.put(pool), test=ray.put(test), config=config, resources=resources)
     running: dict[Any, int] = {}
     while waiting or running:
-        while waiting and len(running) < resources.num_workers:
+        while waiting and len(running) < resources.max_workers:
             position = waiting.pop(0)
             running[start(*jobs[position])] = position
         (finished,), _ = ray.wait(list(running), num_returns=1)

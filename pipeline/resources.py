@@ -4,9 +4,18 @@ They change speed and, in trainings, rounding: another number of workers or thre
 The stages that train say in their manifest with how many workers they ran.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from pipeline import storage
 
@@ -17,20 +26,41 @@ def _local(folder: str) -> str:
     return storage.resolve(folder)[1]
 
 
+class Elastic(BaseModel):
+    """A training has as many workers as the cluster has room for, from `min` to `max`, and waits while it has less."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    min: Annotated[int, Field(ge=1)]
+    max: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def _is_ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min={self.min} is above max={self.max}: exchange them, or give one number of workers")
+        return self
+
+
+def _kind(value: Any) -> str:
+    return "elastic" if isinstance(value, dict | Elastic) else "fixed"
+
+
 class Resources(BaseModel):
     """Workers of a training and tasks of a stage.
 
-    num_workers: processes of a training, and final trainings at a time; cpus_per_worker: cores and torch threads of
-    each; gpus_per_worker: GPUs of each, 0 trains on the CPU; tasks: at a time where shards are read, decoded or
-    written, as many as there are cores when None; max_failures: how often a training whose worker died is continued
-    from its last commit before the stage fails; images: whether they are decoded once into a `cache` on each machine's
-    disk or `stream` from the shards in every epoch, by default what fits is cached; cache_dir: where the
+    num_workers: processes of a training, and final trainings at a time, a number or a range; cpus_per_worker: cores and
+    torch threads of each; gpus_per_worker: GPUs of each, 0 trains on the CPU; tasks: at a time where shards are read,
+    decoded or written, as many as there are cores when None; max_failures: how often a training whose worker died is
+    continued from its last commit before the stage fails; images: whether they are decoded once into a `cache` on each
+    machine's disk or `stream` from the shards in every epoch, by default what fits is cached; cache_dir: where the
     cache has its folder, by default TMPDIR; cache_gb: what all runs may keep there, by default half of what is free.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    num_workers: Annotated[int, Field(ge=1)] = 2
+    num_workers: Annotated[
+        Annotated[Annotated[int, Field(ge=1)], Tag("fixed")] | Annotated[Elastic, Tag("elastic")], Discriminator(_kind)
+    ] = 2
     cpus_per_worker: Annotated[int, Field(ge=1)] = 1
     gpus_per_worker: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     tasks: Annotated[int, Field(ge=1)] | None = None
@@ -38,6 +68,16 @@ class Resources(BaseModel):
     images: Literal["auto", "cache", "stream"] = "auto"
     cache_dir: Annotated[str, Field(min_length=1), AfterValidator(_local)] | None = None
     cache_gb: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest that a training runs on: what is sure."""
+        return self.num_workers.min if isinstance(self.num_workers, Elastic) else self.num_workers
+
+    @property
+    def max_workers(self) -> int:
+        """The most that a training runs on, each with a share of the global batch."""
+        return self.num_workers.max if isinstance(self.num_workers, Elastic) else self.num_workers
 
     @field_validator("gpus_per_worker")
     @classmethod

@@ -67,7 +67,7 @@ def run(
     dynamics = stores["proxy"]
     reduce = partial(_reduce, reductions=reductions, pseudo_label=inputs["pseudo_label"], out=out.uri)
     span = max(store.span for store in stores.values())
-    ranges = cut(dynamics.num_samples, span, resources.tasks or resources.num_workers)
+    ranges = cut(dynamics.num_samples, span, resources.tasks or resources.max_workers)
     results = map_items(ranges, reduce, resources=resources, progress=progress, unit="ranges")
     parts, facts = zip(*(part for result in results for part in result), strict=True)
     for part in parts:

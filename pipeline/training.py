@@ -14,6 +14,7 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from pipeline import storage
 from pipeline.errors import SemiPruneError, UserError
 from pipeline.metrics import Meter
 from pipeline.resources import Resources
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 TIMEOUT = timedelta(minutes=30)
 """For how long a worker waits for another one: rank 0 may be slow to commit."""
+
+RESIZE = 60.0
+"""Seconds between two looks at whether an elastic training should have another number of workers."""
 
 
 class _Report:
@@ -182,6 +186,7 @@ def _trainer(job: _Job, resources: Resources, notes: str) -> Any:
             if ray.get(report.read.remote())[1] is not None:
                 raise RuntimeError("a mistake of the user's")
 
+    fewest, most = resources.min_workers, resources.max_workers
     per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
     backend = BackendConfig()
     if job.use_gpu:
@@ -189,11 +194,14 @@ def _trainer(job: _Job, resources: Resources, notes: str) -> Any:
 
         per_worker["GPU"] = resources.gpus_per_worker
         backend = TorchConfig(backend="nccl")
-    return Trainer(
+    trainer = Trainer(
         partial(_work, job),
         backend_config=backend,
         scaling_config=ScalingConfig(
-            num_workers=resources.num_workers, use_gpu=job.use_gpu, resources_per_worker=per_worker
+            num_workers=(fewest, most) if fewest < most else most,
+            elastic_resize_monitor_interval_s=RESIZE,
+            use_gpu=job.use_gpu,
+            resources_per_worker=per_worker,
         ),
         run_config=RunConfig(
             name="training",
@@ -202,6 +210,10 @@ def _trainer(job: _Job, resources: Resources, notes: str) -> Any:
             callbacks=[MistakesEndIt()],
         ),
     )
+    # Ray reserves room for a run by this id, and keeps it for 3 minutes after a driver was killed. An elastic training
+    # that begins again in this time would find no room but for that.
+    object.__setattr__(trainer.train_run_context, "run_id", storage.sha256(job.uri.encode())[:32])
+    return trainer
 
 
 def train(
@@ -209,13 +221,17 @@ def train(
 ) -> None:
     """Run `loop` on `resources.num_workers` workers until it returns on all of them.
 
+    Where that is a range, Ray Train starts the group again, with another number of workers, when nodes come or go.
     uri: the stage's folder, for messages and metrics. Raises the UserError that a worker raised; SemiPruneError when
     workers died more often than `resources.max_failures`.
     """
     import ray
     from ray.train import TrainingFailedError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    report = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Report).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    # On this node, as Ray Train's controller is: elsewhere it could go with a node that the training survives.
+    report = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(_Report).remote()
     job = _Job(loop, arguments, uri, report, resources.cpus_per_worker, resources.gpus_per_worker > 0)
     raised: list[BaseException] = []
 

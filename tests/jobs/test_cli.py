@@ -10,7 +10,8 @@ import yaml
 from jobs import cli
 from pipeline.cost import SPEEDS
 from pipeline.dynamics import DynamicsWriter
-from tests.running import tiny_recipe
+from pipeline.report.costs import compare
+from tests.running import artifacts, tiny_recipe
 
 Semiprune = Callable[..., tuple[int, str, str]]
 
@@ -77,6 +78,9 @@ def test_the_cost_of_a_plan_beside_what_it_took(semiprune: Semiprune, reference_
     assert [row.split()[0] for row in rows][-2:] == ["evaluate", "all"]
     assert all(row.split()[-1] == "s" for row in rows[:-1]), "each stage is done, so each has what it took"
     assert "decode 100, ssl 100" in speed and "this machine" not in speed
+    compared = compare(artifacts(reference_run)) or []
+    assert {row["title"] for row in compared} >= {"index", "ssl", "proxy", "score", "evaluate"}
+    assert all(row["speed"] == 100 and row["reached"] > 0 for row in compared if row["images"])
 
 
 @pytest.mark.parametrize("given", ["gpu=3", "ssl", "ssl=fast", "ssl=0", "ssl=nan"])

@@ -17,6 +17,7 @@ def test_a_ray_that_is_there_is_left_as_it_was(ray_local: None) -> None:
     ("resources", "remedy"),
     [
         (Resources(num_workers=3), r"ask for 3 CPUs \(3 workers of 1\) but this machine has 2: lower resources"),
+        (Resources.model_validate({"num_workers": {"min": 3, "max": 9}}), r"ask for 3 CPUs \(3 workers of 1\) but"),
         (Resources(gpus_per_worker=1), r"ask for 2 GPUs .* has 0: set resources.gpus_per_worker to 0"),
     ],
 )

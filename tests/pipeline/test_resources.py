@@ -32,6 +32,13 @@ def test_counts_are_whole_numbers_and_nothing_that_looks_like_one(name: str, val
         Resources.model_validate({name: value})
 
 
+def test_the_number_of_workers_may_be_a_range() -> None:
+    elastic = Resources.model_validate_json('{"num_workers": {"min": 2, "max": 16}}')
+    assert (elastic.min_workers, elastic.max_workers) == (2, 16)
+    assert Resources.model_validate_json(elastic.model_dump_json()) == elastic
+    assert (Resources(num_workers=4).min_workers, Resources(num_workers=4).max_workers) == (4, 4)
+
+
 def test_workers_may_share_a_gpu() -> None:
     assert Resources.model_validate_json('{"gpus_per_worker": 0.5}').gpus_per_worker == 0.5
     assert Resources.model_validate_json('{"gpus_per_worker": 1}').gpus_per_worker == 1

@@ -10,7 +10,7 @@ from torch import distributed
 from pipeline import storage
 from pipeline.errors import SemiPruneError, UserError
 from pipeline.resources import Resources
-from pipeline.training import Worker, train
+from pipeline.training import Worker, _Job, _trainer, train
 from tests.pipeline.making import silent
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -98,3 +98,11 @@ def test_workers_that_keep_dying_are_one_sentence(tmp_path: Path) -> None:
             unit="steps",
         )
     assert "\n" not in str(caught.value)
+
+
+def test_a_stage_has_one_place_among_the_reservations_of_a_cluster(tmp_path: Path) -> None:
+    """A driver that is killed leaves its reservation, and the next one has to get it."""
+    uris = ("s3://bucket/run/proxy/1", "s3://bucket/run/proxy/1", "s3://bucket/run/proxy/2")
+    jobs = [_Job(break_down, {}, uri, None, 1, use_gpu=False) for uri in uris]
+    ids = [_trainer(job, Resources(), str(tmp_path)).train_run_context.run_id for job in jobs]
+    assert ids[0] == ids[1] != ids[2]
