@@ -77,9 +77,10 @@ def submit(
     address: job_commands.Address = job_commands.TUNNEL,
     set_: Overrides = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job to its end.")] = True,
+    refresh: Annotated[bool, typer.Option("--refresh", help="A refresh instead of a run.")] = False,
 ) -> None:
     """Run the recipe on a Ray cluster, as one job however often it is submitted; the exit status is the job's."""
-    job_commands.submit(recipe, tuple(set_ or ()), address, wait)
+    job_commands.submit(recipe, tuple(set_ or ()), address, wait, refresh)
 
 
 @app.command()

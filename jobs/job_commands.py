@@ -21,8 +21,8 @@ Address = Annotated[
 _JOB = typer.Argument(metavar="JOB", help="The job's id, or its run directory (the recipe's root).")
 
 
-def submit(recipe: str, overrides: tuple[str, ...], address: str, wait: bool) -> None:
-    """Submit the run unless it has a job that lives or succeeded, and follow it."""
+def submit(recipe: str, overrides: tuple[str, ...], address: str, wait: bool, refresh: bool) -> None:
+    """Submit the run, or the refresh, unless it has a job that lives or succeeded, and follow it."""
     from jobs.submit import local_places
     from jobs.submit import submit as submit_run
     from pipeline.recipe import load_recipe
@@ -37,7 +37,7 @@ def submit(recipe: str, overrides: tuple[str, ...], address: str, wait: bool) ->
             err=True,
         )
     cluster = _cluster(address)
-    job, is_new = submit_run(cluster, loaded, recipe)
+    job, is_new = submit_run(cluster, loaded, recipe, "refresh" if refresh else "run")
     if job.is_live and wait:
         typer.echo(f"Job {job.id} {'submitted' if is_new else 'is there already'}; its log follows", err=True)
         _follow(cluster, job)

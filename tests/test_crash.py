@@ -154,7 +154,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 @pytest.fixture(scope="module")
 def submitted(killed: Path, recipe: Path, head: dict[str, str]) -> Submitted:
     """The killed run, finished by a job on another Ray."""
-    command = [RAY, "job", "submit", "--working-dir", ".", "--", sys.executable, "-m", "jobs.run", str(recipe)]
+    command = [RAY, "job", "submit", "--working-dir", ".", "--", sys.executable, "-m", "jobs.cli", "run", str(recipe)]
     deadline = time.monotonic() + 60
     while True:
         job = subprocess.run(command, cwd=REPOSITORY, env=head, capture_output=True, text=True, timeout=200)

@@ -109,10 +109,10 @@ def test_no_value_of_the_environment_travels(recorder: Recorder, monkeypatch: py
     submit(Cluster(recorder.address), loaded(), "cifar10.yaml")
     sent = recorder.submitted()
     assert set(sent["runtime_env"]) <= {"working_dir", "_ray_commit"}
-    assert sent["entrypoint"] == "python -m jobs.run recipe.json"
+    assert sent["entrypoint"] == "python -m jobs.cli run recipe.json"
     (package,) = [body for method, _, _, body in recorder.requests if method == "PUT"]
     members = zipfile.ZipFile(io.BytesIO(package))
-    assert "jobs/run.py" in members.namelist() and "recipe.json" in members.namelist()
+    assert "jobs/cli.py" in members.namelist() and "recipe.json" in members.namelist()
     read = [members.read(name) for name in members.namelist()]
     for content in [*read, *(part for _, path, head, body in recorder.requests for part in (path, head, body))]:
         assert secret.encode() not in (content if isinstance(content, bytes) else content.encode())
@@ -137,6 +137,13 @@ def test_a_run_has_one_live_job(recorder: Recorder, before: list[str], attempt: 
         recorder.add(base if number == 1 else f"{base}-{number}", status)
     job, submitted = submit(Cluster(recorder.address), loaded(), "cifar10.yaml")
     assert (job.id, submitted) == (base + attempt, is_new)
+
+
+def test_a_refresh_is_another_job(recorder: Recorder) -> None:
+    recorder.add(run_id(loaded()), "SUCCEEDED")
+    job, is_new = submit(Cluster(recorder.address), loaded(), "cifar10.yaml", "refresh")
+    assert is_new and job.id == run_id(loaded(), "refresh")
+    assert recorder.submitted()["entrypoint"] == "python -m jobs.cli refresh recipe.json"
 
 
 def test_the_address_given_is_the_one_used(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,6 +286,8 @@ def test_a_run_on_a_cluster(head: Head, digits: Path, tmp_path: Path) -> None:
     assert json.loads(manifest.read_text())["commit"] == checkout.code()["commit"]  # no version control travels
     status, out, _ = head.semiprune("submit", recipe, "--set", "seed=3")
     assert status == 0 and "succeeded before" in out
+    status, out, err = head.semiprune("submit", recipe, "--set", "seed=3", "--refresh")
+    assert status == 0 and "report  found done" in out and "Version 1" in out, (out, err)
 
 
 @pytest.mark.slow
