@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.config import Config
 from pipeline.recipe import Recipe
-from pipeline.resources import Resources
+from pipeline.resources import Elastic, Resources
 
 
 class Oven(Config):
@@ -65,4 +65,4 @@ def inside(annotation: object) -> Iterator[type[BaseModel]]:
 def test_a_recipe_consists_of_strict_settings_and_resources() -> None:
     kinds = set(settings(Recipe))
     assert len(kinds) > 10
-    assert {kind for kind in kinds if not issubclass(kind, Config)} == {Resources}
+    assert {kind for kind in kinds if not issubclass(kind, Config)} == {Resources, Elastic}
