@@ -50,7 +50,7 @@ def test_what_is_kept_is_worth_the_integral(rows: Rows, cut: int, keep: int) -> 
     u = (np.arange(cut * 100, (cut + keep) * 100) + 0.5) / 10_000  # the curve's steps are at multiples of 1/200
     rates = curve.rates[np.searchsorted(curve.edges, u, side="right") - 1]
     worth = curve.worth(np.array([cut / 100]), keep / 100)
-    assert worth[0] == pytest.approx(((1 - rates) * (1 - u)).sum() / 10_000, abs=1e-9)
+    assert worth[0] == pytest.approx(((1 - 2 * rates) * (1 - u)).sum() / 10_000, abs=1e-9)
 
 
 @given(ROWS, KEEPS, st.randoms())
@@ -86,7 +86,7 @@ def test_the_less_is_kept_the_more_is_cut() -> None:
     cuts = [choose(u, wrong, Fraction(keep)) for keep in ("0.1", "0.3", "0.5", "0.7")]
 
     def worth(u: float) -> float:
-        return float((1 - 0.9 * np.exp(-u / 0.3)) * (1 - u))
+        return float((1 - 1.8 * np.exp(-u / 0.3)) * (1 - u))
 
     # Where the image at the hard end is worth as much as the one that would take its place.
     expected = [brentq(lambda m, r=r: worth(m) - worth(m + r), 0, 0.99 - r) for r in (0.1, 0.3, 0.5, 0.7)]
@@ -130,7 +130,7 @@ def test_the_evidence_adds_up() -> None:
         gone, kept = u < row["fraction"], (u >= row["fraction"]) & (u < row["fraction"] + 0.3)
         assert (row["cut_wrong"], row["cut_right"]) == ((gone & wrong).sum(), (gone & ~wrong).sum())
         assert (row["kept_wrong"], row["kept_right"]) == ((kept & wrong).sum(), (kept & ~wrong).sum())
-    best = max(found["cuts"], key=lambda row: row["difficulty"])
+    best = max(found["cuts"], key=lambda row: row["worth"])
     assert best["fraction"] == found["fraction"]
 
 
