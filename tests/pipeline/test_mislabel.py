@@ -50,7 +50,7 @@ def test_what_is_kept_is_worth_the_integral(rows: Rows, cut: int, keep: int) -> 
     u = (np.arange(cut * 100, (cut + keep) * 100) + 0.5) / 10_000  # the curve's steps are at multiples of 1/200
     rates = curve.rates[np.searchsorted(curve.edges, u, side="right") - 1]
     worth = curve.worth(np.array([cut / 100]), keep / 100)
-    assert worth[0] == pytest.approx(((1 - 2 * rates) * (1 - u)).sum() / 10_000, abs=1e-9)
+    assert worth[0] == pytest.approx(((1 - (1 + (1 - keep / 100) ** 2) * rates) * (1 - u)).sum() / 10_000, abs=1e-9)
 
 
 @given(ROWS, KEEPS, st.randoms())
@@ -85,11 +85,11 @@ def test_the_less_is_kept_the_more_is_cut() -> None:
     wrong = np.random.default_rng(0).random(len(u)) < 0.9 * np.exp(-u / 0.3)
     cuts = [choose(u, wrong, Fraction(keep)) for keep in ("0.1", "0.3", "0.5", "0.7")]
 
-    def worth(u: float) -> float:
-        return float((1 - 1.8 * np.exp(-u / 0.3)) * (1 - u))
+    def worth(u: float, r: float) -> float:
+        return float((1 - (1 + (1 - r) ** 2) * 0.9 * np.exp(-u / 0.3)) * (1 - u))
 
     # Where the image at the hard end is worth as much as the one that would take its place.
-    expected = [brentq(lambda m, r=r: worth(m) - worth(m + r), 0, 0.99 - r) for r in (0.1, 0.3, 0.5, 0.7)]
+    expected = [brentq(lambda m, r=r: worth(m, r) - worth(m + r, r), 0, 0.99 - r) for r in (0.1, 0.3, 0.5, 0.7)]
     assert [float(cut) for cut in cuts] == pytest.approx(expected, abs=0.04)
     assert cuts == sorted(cuts, reverse=True)
 
