@@ -133,6 +133,7 @@ def test_all_end_when_the_process_that_trains_is_killed(samples: Samples, end: s
         assert training.stdout is not None and training.stdout.readline() == "going\n"
         started = psutil.Process(training.pid).children(recursive=True)
         assert len(started) == 3
-        training.send_signal(end)
-        training.wait()
+        while training.poll() is None:  # Python loses an interrupt that comes while a weak reference is called back
+            training.send_signal(end)
+            time.sleep(0.5)
     assert gone(lambda: [process for process in started if process.is_running() and process.status() != "zombie"])
