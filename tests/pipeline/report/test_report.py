@@ -131,7 +131,7 @@ def test_the_twin_holds_what_the_page_shows(inputs: Inputs, tmp_path: Path) -> N
         shown.append(f"{wrong['unknown']} {round(wrong['expected'])} ({low} to {high})")
     for row in twin["selections"][0]["mislabel"]["evidence"]["cuts"]:
         counts = [row[name] for name in ("cut_wrong", "cut_right", "kept_wrong", "kept_right")]
-        shown.append(f"{100 * row['fraction']:.0f} % {' '.join(map(str, counts))} {row['difficulty']:.3f}")
+        shown.append(f"{100 * row['fraction']:.0f} % {' '.join(map(str, counts))} {row['worth']:.3f}")
     shown += [f"{stage['title']} {page.duration(stage['seconds'])}".replace(page.THIN, " ") for stage in twin["stages"]]
     shown += [stage["key"] for stage in twin["stages"]]
     shown += [f"{row['reason']} {row['key']}".strip() for row in twin["data"]["quarantine"]]
