@@ -117,7 +117,8 @@ class _Pool:
 
     def cost(self, stage: Stage) -> Cost | None:
         """Of a stage; None for those that take seconds."""
-        recipe, n, config = self.recipe, self.data.num_samples, _any(stage.config)
+        recipe, n = self.recipe, self.data.num_samples
+        config: Any = stage.config  # of which class, the stage's name tells
         if stage.title == "index":
             requests = INDEX_REQUESTS * self.data.num_shards
             return replace(self.once, written=INDEX_BYTES * n, requests=requests)
@@ -138,7 +139,8 @@ class _Pool:
                 core_seconds=records * RECORD_SECONDS, read=RECORD_BYTES * records, requests=self._score_requests()
             )
         if stage.name == "export" and recipe.export.shards:
-            kept = int(_any(stage.inputs["select"].config).keep_fraction * self.data.num_bytes)
+            selection: Any = stage.inputs["select"].config
+            kept = int(selection.keep_fraction * self.data.num_bytes)
             return Cost(read=kept, written=kept, requests=2 * self.data.num_shards)
         if stage.name == "evaluate":
             assert recipe.evaluate is not None
@@ -163,11 +165,6 @@ class _Pool:
         ranges = len(cut(self.data.num_samples, span, resources.tasks or resources.max_workers))
         files = self.recipe.proxy.epochs * resources.max_workers
         return files * (ranges + -(-self.data.num_samples // span))
-
-
-def _any(config: object) -> Any:
-    """The settings of a stage, which its name tells."""
-    return config
 
 
 def keep(
