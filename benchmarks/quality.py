@@ -5,7 +5,7 @@ directory, so that a stopped study goes on and no training is done twice. For ev
 algorithm: accuracy of the pseudo-labels on the whole pool, whose labels only this benchmark sees; then, for the first
 algorithm named, test accuracy of models trained on coresets of several sizes, chosen in several ways, against random
 ones, against the same ways with true labels and without any, and against everything; `auto` beside a grid of mislabel
-fractions.
+fractions and of c_d.
 
 Networks: `small` for CPU cores; `paper` as published (2605.23198, 2001.07685), for GPUs.
 """
@@ -13,7 +13,6 @@ Networks: `small` for CPU cores; `paper` as published (2605.23198, 2001.07685), 
 import argparse
 import json
 import os
-from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,8 @@ from pipeline.stage import Artifact
 from pipeline.units import duration
 
 VARIANTS = ("plain", "long_tailed_0.1", "long_tailed_0.01", "corrupted")
-GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+GRID = {"mislabel_fraction": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), "c_d": (0.5, 1.0, 2.0, 3.0, 4.0, 8.0)}
+"""What `auto` is compared with, of the options that held-out labels choose."""
 LABEL_FREE = "label_free"
 PER_SHARD = 2500
 
@@ -76,15 +76,23 @@ def make(data: Path, out: Path, variant: str, images: int | None) -> Path:
     return folder
 
 
-def selections(fractions: list[float], mislabel_fractions: Sequence[float | str]) -> list[dict[str, Any]]:
-    """Of every size: the two methods of SemiPrune, CCS and EL2N; their names end in the size."""
+def selections(fractions: list[float], judged: bool, grid: bool) -> list[dict[str, Any]]:
+    """Of every size: the two methods of SemiPrune, CCS and EL2N; their names end in the size.
+
+    judged: whether held-out labels choose options; without them, nothing is cut, and c_d is the published 3.
+    """
+
+    def tried(option: str, first: float | str) -> list[float | str]:
+        return [first, *(value for value in GRID[option] if grid and value != first)]
+
     found: list[dict[str, Any]] = []
     for keep in fractions:
-        cuts = [m for m in mislabel_fractions if m == "auto" or float(m) + keep <= 1]
+        cuts = [m for m in tried("mislabel_fraction", "auto" if judged else 0.0) if m == "auto" or float(m) + keep <= 1]
         ways: dict[str, tuple[str, dict[str, Any]]] = {
             f"aum-{m}": ("double_end", {"score": "aum", "mislabel_fraction": m}) for m in cuts
         }
-        ways |= {"dual_beta": ("dual_beta", {}), "ccs": ("ccs", {}), "el2n": ("top_k", {"score": "el2n"})}
+        ways |= {f"dual_beta-{c_d}": ("dual_beta", {"c_d": c_d}) for c_d in tried("c_d", "auto" if judged else 3.0)}
+        ways |= {"ccs": ("ccs", {}), "el2n": ("top_k", {"score": "el2n"})}
         for way, (selector, options) in ways.items():
             name = f"{way}-{100 * keep:g}"
             found.append({"name": name, "selector": selector, "keep_fraction": keep, "options": options})
@@ -96,16 +104,13 @@ def recipe(options: argparse.Namespace, shards: Path, algorithm: str, labels: in
     network = NETWORKS[options.network]
     label_free = algorithm == LABEL_FREE
     judged = labels is not None and not label_free
-    mislabel_fractions: tuple[float | str, ...] = ("auto",) if judged else (0.0,)
-    if options.grid and labels is not None:
-        mislabel_fractions = (*mislabel_fractions, *(m for m in GRID if m not in mislabel_fractions))
     content: dict[str, Any] = {
         "root": str(options.runs / "run"),
         "data": {"shards": str(shards / "train-*.tar"), "num_classes": options.num_classes, "image_size": 32},
         "split": {"num_labelled": 0 if label_free else labels, "holdout_fraction": 0.2 if judged else 0.0},
         "proxy": {**network["proxy"], "batch_size": 128},
         "score": {"aum": {}, "forgetting": {}, "el2n": {"num_epochs": 10}, "dual": {"T": network["T"], "J": 10}},
-        "select": selections(options.keep, mislabel_fractions),
+        "select": selections(options.keep, judged, options.grid and labels is not None),
         "resources": {"num_workers": options.workers, "cpus_per_worker": options.threads},
     }
     if label_free:
@@ -171,7 +176,7 @@ def main() -> None:
     parser.add_argument("--labels", nargs="+", type=int, default=[4000])
     parser.add_argument("--keep", nargs="+", type=float, default=[0.5, 0.3, 0.1])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--grid", action="store_true", help="mislabel fractions besides the automatic one")
+    parser.add_argument("--grid", action="store_true", help="mislabel fractions and c_d besides the automatic ones")
     parser.add_argument("--no-coresets", action="store_true", help="pseudo-labels alone")
     parser.add_argument(
         "--label-free", type=json.loads, metavar="JSON", help="the `encode` of a recipe: coresets by clusters, too"

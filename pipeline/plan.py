@@ -181,7 +181,7 @@ class _Plan:
             if config.seed is None:
                 config = config.model_copy(update={"seed": self.seed})
             earlier = self.since.select.get(name, {})
-            chosen = self.add("select", 4, config, {**known, **earlier}, select.run, f"select {name}")
+            chosen = self.add("select", 5, config, {**known, **earlier}, select.run, f"select {name}")
             exported = {"index": data, "pseudo_label": labels, "score": scores, "select": chosen}
             inputs[f"select:{name}"] = selections[f"select:{name}"] = chosen
             inputs[f"export:{name}"] = self.add("export", 3, recipe.export, exported, export.run, f"export {name}")

@@ -87,14 +87,14 @@ class Recipe(Config):
                     f"{', '.join(columns[2:])}: add the score"
                 )
             withheld = self.split.holdout_fraction > 0 or self.split.folds is not None
-            if config.needs_holdout and (not withheld or self.ssl is None):
+            if config.undecided and (not withheld or self.ssl is None):
                 why = (
                     "split.holdout_fraction is 0: raise it"
                     if self.ssl
                     else "clusters are compared with no label: add ssl"
                 )
                 raise ValueError(
-                    f"select: {config.name!r} has mislabel_fraction=auto, which held-out labels choose, but {why}, or "
+                    f"select: {config.name!r} has {config.undecided}=auto, which held-out labels choose, but {why}, or "
                     "name a number"
                 )
         trainings = {"proxy": self.proxy, **({"evaluate.training": self.evaluate.training} if self.evaluate else {})}

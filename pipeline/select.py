@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field, ValidationInfo, field_validator
 
-from pipeline import mislabel, storage
+from pipeline import auto, storage
 from pipeline.config import Config
 from pipeline.dynamics_store import DynamicsStore
 from pipeline.errors import UserError
@@ -18,8 +18,7 @@ from pipeline.parallel import stream_items
 from pipeline.pool import Pool, Rows, TablePool, Without
 from pipeline.ranks import Cut
 from pipeline.resources import Resources
-from pipeline.selectors import SELECTORS, Selector, budget, build, cuts, exact, preferred
-from pipeline.selectors.double_end import AUTO
+from pipeline.selectors import SELECTORS, Selector, budget, build, cuts, preferred
 from pipeline.stage import Artifact, Output, Part, Progress, write_table_part
 from pipeline.trust import HeldOut, expected_wrong, unlabelled_alone
 
@@ -57,8 +56,9 @@ class SelectConfig(Config):
         if not {"selector", "keep_fraction"} <= info.data.keys():
             return options  # those have their own errors
         complete = asdict(build(info.data["selector"], info.data["keep_fraction"], options).options)
-        if complete.get("options", {}).get("mislabel_fraction") == AUTO:
-            raise ValueError("mislabel_fraction='auto' is of double_end alone, not class by class: give a number")
+        undecided = auto.option_of(complete.get("options", {}))
+        if undecided:
+            raise ValueError(f"{undecided}='auto' is chosen for all classes at once, not class by class: give a number")
         return complete
 
     def build(self) -> Selector:
@@ -66,9 +66,9 @@ class SelectConfig(Config):
         return build(self.selector, self.keep_fraction, self.options)
 
     @property
-    def needs_holdout(self) -> bool:
-        """Whether held-out labels are to choose an option."""
-        return self.options.get("mislabel_fraction") == AUTO
+    def undecided(self) -> str | None:
+        """The option that held-out labels are to choose, if one is."""
+        return auto.option_of(self.options)
 
 
 def run(
@@ -81,16 +81,25 @@ def run(
     cuts are the least and the largest kept value of the first score that the selector reads; annotation_bill counts
     every label paid for, those of the split that are not in the coreset too; wrong: what is expected of the coreset's
     pseudo-labels, as expected_wrong has it, None where nothing is, as of all selectors but double_end where every fold
-    of the labels was held out from a pool of its own; mislabel: of double_end, whether m is `auto`, the
-    `used` m and the `evidence` for it. UserError if the samples that are to be kept exceed the budget, if the version
-    before had another keep_fraction, or if nothing can choose an auto m.
+    of the labels was held out from a pool of its own; choice: the option that held-out labels choose or could have
+    chosen, as `auto.choose` has it. UserError if the samples that are to be kept exceed the budget, if the version
+    before had another keep_fraction, or if nothing can choose an auto option.
     """
     seed = config.seed
     assert seed is not None, "a plan resolves the seed"
     held = HeldOut.load(inputs["trust"])
-    config, chosen = _choose_cut(config, held, inputs["score"].metrics["harder"], seed)
+    harder = inputs["score"].metrics["harder"]
     selector = config.build()
     pool = _open_pool(inputs, selector.columns, resources, progress)
+    choice = auto.choose(selector, config.keep_fraction, held, harder, pool, seed)
+    if choice and choice["auto"]:
+        if choice["used"] is None:
+            raise UserError(
+                f"select: {config.name!r} has {choice['option']}=auto but no label is held out to choose it by: set "
+                "split.holdout_fraction above 0 and give more labels, or name a number"
+            )
+        options = {**config.options, choice["option"]: choice["used"]}
+        selector = build(config.selector, config.keep_fraction, options)
     size = budget(config.keep_fraction, pool.num_samples)
     labelled = np.sort(inputs["split"].table()["sample_id"].to_numpy())
     forced = labelled if config.keep_labelled else labelled[:0]
@@ -116,10 +125,10 @@ def run(
     in_coreset = np.concatenate([facts.labelled for facts in kept])
     both, seen = len(in_coreset), held.wrong[np.isin(held.sample_ids, in_coreset)]
     wrong, total = int(seen.sum()), len(seen)
-    if chosen and chosen["auto"]:  # by rows that did not take part in the choice
-        wrong, total = chosen["evidence"]["kept"]
+    if choice and choice["auto"] and "kept" in choice["evidence"]:  # by rows that did not take part in the choice
+        wrong, total = choice["evidence"]["kept"]
     elif not held.in_pool:
-        wrong, total = _kept_of_folds(config, held, inputs["score"].metrics["harder"])
+        wrong, total = auto.kept_of_folds(selector, config.keep_fraction, held, harder)
     expected = None if config.keep_labelled else expected_wrong(wrong, total, size - both)
     ranges = [facts.range for facts in kept if facts.range]
     return {
@@ -136,7 +145,7 @@ def run(
         "labelled_in_coreset": both,
         "annotation_bill": size - both + len(labelled),
         "wrong": expected if held.in_pool else unlabelled_alone(expected),
-        "mislabel": chosen,
+        "choice": choice,
     }
 
 
@@ -155,46 +164,6 @@ def _go_on(earlier: Artifact, forced: Ids, size: int, config: SelectConfig) -> t
             f"all, but its budget is {size}: set keep_labelled to false, or refresh.budget to cumulative"
         )
     return kept, np.union1d(np.arange(earlier.metrics["num_samples"]), kept)
-
-
-def _choose_cut(
-    config: SelectConfig, held: HeldOut, harder: Mapping[str, str], seed: int
-) -> tuple[SelectConfig, dict[str, Any] | None]:
-    """The settings with an auto m as a number, and what there is to say of m."""
-    if config.selector != "double_end":
-        return config, None
-    options, used, evidence = config.options, config.options["mislabel_fraction"], None
-    share = _harder_share(config, held, harder)
-    if share is not None:
-        evidence = mislabel.evidence(share, held.wrong, exact(config.keep_fraction), seed)
-    if config.needs_holdout:
-        if evidence is None:
-            raise UserError(
-                f"select: {config.name!r} has mislabel_fraction=auto but no label is held out to choose it by: set "
-                "split.holdout_fraction above 0 and give more labels, or name a number"
-            )
-        used = evidence["fraction"]
-        config = config.model_copy(update={"options": {**options, "mislabel_fraction": used}})
-    return config, {"auto": options["mislabel_fraction"] == AUTO, "used": used, "evidence": evidence}
-
-
-def _harder_share(config: SelectConfig, held: HeldOut, harder: Mapping[str, str]) -> NDArray[np.float64] | None:
-    """Of each held-out row the share of the pool that double_end takes for harder, None where it is not known."""
-    column = config.options["score"]
-    if not len(held.wrong) or column not in harder:
-        return None
-    share = held.harder_share(column)
-    return share if config.options["harder"] in (None, harder[column]) else 1 - share
-
-
-def _kept_of_folds(config: SelectConfig, held: HeldOut, harder: Mapping[str, str]) -> tuple[int, int]:
-    """How many are wrong, of how many held-out rows, where double_end cuts the pool of each fold; else none of none."""
-    share = _harder_share(config, held, harder) if config.selector == "double_end" else None
-    if share is None:
-        return 0, 0
-    cut, keep = config.options["mislabel_fraction"], config.keep_fraction
-    kept = (share >= cut) & (share < cut + keep)
-    return int(held.wrong[kept].sum()), int(kept.sum())
 
 
 def _open_pool(

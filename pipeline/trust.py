@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline import counter, mislabel
+from pipeline import counter
 from pipeline.calibration import by_confidence, calibrate
 from pipeline.config import Config
 from pipeline.dynamics_store import DynamicsStore
+from pipeline.error_curve import tenths
 from pipeline.intervals import predicted, spearman, wilson
 from pipeline.learning_curve import learning_curve
 from pipeline.pseudo_label import Holdout
@@ -27,6 +28,9 @@ from pipeline.verdict import verdict
 
 HARDER_SHARE = "harder_share:"
 """Prefix of the columns that hold, of a held-out row, the share of the pool that a score takes for harder."""
+
+GIVEN = "given:"
+"""Prefix of the columns that hold a score of a held-out row by the label that the proxy was given."""
 
 
 class TrustConfig(Config):
@@ -94,7 +98,7 @@ def judged(table: pa.Table, logits: NDArray[np.float32], harder: Mapping[str, st
         "per_class": _per_class(labels, ~wrong),
         "by_confidence": by_confidence(table["confidence"].to_numpy(), ~wrong),
         "calibration": calibrate(logits, labels, half) if total else None,
-        "along": {column: mislabel.tenths(shares[column], wrong) for column in harder} if total else {},
+        "along": {column: tenths(shares[column], wrong) for column in harder} if total else {},
         "rank_correlation": {
             column: _correlation(*(table[f"{kind}:{column}"].to_numpy() for kind in ("given", "true")))
             for column in recorded
@@ -154,6 +158,11 @@ class HeldOut:
         share: NDArray[np.float64] = self.table[HARDER_SHARE + column].to_numpy()
         return share
 
+    def scores(self, column: str) -> NDArray[np.float32]:
+        """Of each row this score, by the label that the proxy was given: [h]."""
+        found: NDArray[np.float32] = self.table[GIVEN + column].to_numpy()
+        return found
+
 
 def _predictions(holdout: Holdout, pseudo_label: Artifact) -> pa.Table:
     """sample_id, label, pseudo_label, confidence and wrong of the held-out rows, in order of their ids."""
@@ -193,7 +202,7 @@ def _pool_scores(score: Artifact, ids: NDArray[np.int64], harder: Mapping[str, s
             values = np.sort(table[column].to_numpy())
             below[column] += sum(np.searchsorted(values, held[column], side) for side in ("left", "right")) / 2
     shares = {column: below[column] / num_samples for column in harder}
-    return {f"given:{column}": values for column, values in held.items()} | {
+    return {GIVEN + column: values for column, values in held.items()} | {
         HARDER_SHARE + column: 1 - shares[column] if end == "high" else shares[column] for column, end in harder.items()
     }
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from pipeline.stage import Artifact
@@ -17,6 +18,9 @@ os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_metrics_report_interval_ms", "500")
 os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)  # Ray's workers import from the tests
+
+settings.register_profile("any machine", deadline=None)  # no test is about time
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session", autouse=True)

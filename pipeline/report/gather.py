@@ -132,7 +132,7 @@ def _selections(
         metrics = artifact.metrics
         facts = ("name", "selector", "score", "method", "keep_fraction", "budget", "num_samples")
         described.append(
-            {key: metrics[key] for key in (*facts, "labelled_in_coreset", "annotation_bill", "wrong", "mislabel")}
+            {key: metrics[key] for key in (*facts, "labelled_in_coreset", "annotation_bill", "wrong", "choice")}
             | {"key": artifact.manifest["key"], "export": export.metrics if export else None}
             | {
                 "column": columns[name],

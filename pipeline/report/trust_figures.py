@@ -28,19 +28,29 @@ def reliability(report: Mapping[str, Any]) -> Markup:
 
 
 def wrong_along(report: Mapping[str, Any], selection: Mapping[str, Any]) -> Markup | None:
-    """Rate of wrong pseudo-labels along a selection's score, hardest first; what double_end cuts and keeps shaded."""
-    bins = report["trust"]["along"].get(selection["column"])
+    """Rate of wrong pseudo-labels along the order a selection looks at, hardest first, and what of it is kept.
+
+    The order is its score's, or the one along which an option is chosen.
+    """
+    found = selection["choice"]
+    evidence = found["evidence"] if found else None
+    column = found["column"] if found else selection["column"]
+    bins = report["trust"]["along"].get(column)
     if bins is None:
         return None
-    found = selection["mislabel"]
 
     def paint(axes: Axes) -> None:
-        if found:
+        if found and found["option"] == "mislabel_fraction":
             cut, until = 100 * found["used"], 100 * (found["used"] + selection["keep_fraction"])
             axes.axvspan(0, cut, color=COLOURS["cut"], alpha=0.14, linewidth=0)
             axes.axvspan(cut, until, color=COLOURS["kept"], alpha=0.18, linewidth=0)
-        rates = [100 * row["wrong"] / row["total"] if row["total"] else 0 for row in bins]
-        axes.stairs(rates, [100 * row["low"] for row in bins] + [100], fill=True, color=COLOURS["pool"])
+        edges = [100 * row["low"] for row in bins] + [100]
+        axes.stairs(
+            [100 * row["wrong"] / row["total"] if row["total"] else 0 for row in bins],
+            edges,
+            fill=True,
+            color=COLOURS["pool"],
+        )
         seen = [row for row in bins if row["total"]]
         _with_intervals(
             axes,
@@ -49,21 +59,17 @@ def wrong_along(report: Mapping[str, Any], selection: Mapping[str, Any]) -> Mark
             [row["interval"] for row in seen],
             colour="ink",
         )
-        if found and found["evidence"]:
-            curve = found["evidence"]["curve"]
-            axes.stairs(
-                [100 * rate for rate in curve["rates"]],
-                [100 * edge for edge in curve["edges"]],
-                baseline=None,
-                color=COLOURS["cut"],
-                linewidth=1.6,
-            )
+        if evidence:
+            curve = evidence["curve"]
+            _line(axes, curve["rates"], [100 * edge for edge in curve["edges"]], "cut")
+        if evidence and found["option"] == "c_d":
+            _line(axes, [row["chance"] or 0.0 for row in evidence["bins"]], edges, "kept")
         axes.set_xlim(0, 100)
         axes.set_ylim(0, 103)
-        axes.set_xlabel(f"images in order of {selection['column']}, the hardest first, % of the pool")
+        axes.set_xlabel(f"images in order of {column}, the hardest first, % of the pool")
         axes.set_ylabel("wrong, %")
 
-    return chart((5.4, 3.4), f"Wrong held-out pseudo-labels along {selection['column']}", paint)
+    return chart((5.4, 3.4), f"Wrong held-out pseudo-labels along {column}", paint)
 
 
 def learning_curve(report: Mapping[str, Any]) -> Markup:
@@ -85,6 +91,11 @@ def learning_curve(report: Mapping[str, Any]) -> Markup:
         axes.set_ylabel("wrong, %")
 
     return chart((5.0, 2.8), "Learning curve of the probe", paint)
+
+
+def _line(axes: Axes, shares: Sequence[float], edges: Sequence[float], colour: str) -> None:
+    """Shares in percent as steps between these edges."""
+    axes.stairs([100 * share for share in shares], edges, baseline=None, color=COLOURS[colour], linewidth=1.6)
 
 
 def _with_intervals(

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+AUTO = "auto"
+"""The value of an option that a run chooses from its held-out labels (pipeline/auto.py)."""
+
+
 class Selector(Component, ABC):
     """Chooses exactly `budget` examples, in order of preference.
 
@@ -162,6 +166,16 @@ def select_many(
 def exact(fraction: float) -> Fraction:
     """The decimal that was written: 0.1 is 1/10, so that shares of whole numbers round as on paper."""
     return Fraction(str(fraction))
+
+
+def decided(option: str, value: float | str) -> float:
+    """The number; ChoiceError if the option is still to be chosen."""
+    if isinstance(value, str):
+        raise ChoiceError(
+            f"{option}={value!r} is chosen from held-out labels, which a table of scores has not: give a number, or "
+            "select in a recipe with `semiprune run`"
+        )
+    return value
 
 
 def harder_end(column: str, given: Harder | None) -> Harder:

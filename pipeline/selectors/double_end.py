@@ -8,16 +8,14 @@ from typing import ClassVar
 from pipeline.pool import Pool
 from pipeline.registry import ChoiceError
 from pipeline.scores import Harder
-from pipeline.selectors import ByColumn, Ranked, exact, harder_end
-
-AUTO = "auto"
+from pipeline.selectors import AUTO, ByColumn, Ranked, decided, exact, harder_end
 
 
 class DoubleEnd(Ranked):
     """Cut floor(m*N) examples from the hard end of a score, keep the next ones; on AUM it is Semi-AUM-cutoff.
 
     score: column; mislabel_fraction: m, at most 1 - keep_fraction, tuned per dataset by the authors (0 to 0.8), or
-    auto: a run chooses it from its held-out labels (pipeline/mislabel.py); harder: as in top_k. For one m, a larger
+    auto, chosen by a run from its held-out labels (pipeline/mislabel.py); harder: as in top_k. For one m, a larger
     budget adds to a smaller one's.
     """
 
@@ -42,27 +40,21 @@ class DoubleEnd(Ranked):
     def __init__(self, options: Options) -> None:
         super().__init__(options)
         self.columns = (options.score,)
-        self._harder = harder_end(options.score, options.harder)
-        m = options.mislabel_fraction
-        self._cut = None if isinstance(m, str) else exact(m)
+        self.harder = harder_end(options.score, options.harder)
 
     def check(self, keep: Fraction) -> None:
         """m + r > 1 leaves fewer than are to be kept."""
-        if self._cut is not None:
-            check_shares(self._cut, keep)
+        if self.options.mislabel_fraction != AUTO:
+            check_shares(exact(self.options.mislabel_fraction), keep)
 
     def order(self, pool: Pool, budget: int, seed: int) -> ByColumn:
         """Hardest first."""
-        return ByColumn(self.options.score, self._harder)
+        return ByColumn(self.options.score, self.harder)
 
     def interval(self, size: int, budget: int) -> tuple[int, int]:
         """After the floor(m * size) that are cut; ChoiceError if m is still to be chosen."""
-        if self._cut is None:
-            raise ChoiceError(
-                "mislabel_fraction='auto' is chosen from held-out labels, which a table of scores has not: give a "
-                "number from 0 to below 1, or select in a recipe with `semiprune run`"
-            )
-        low = math.floor(self._cut * size)
+        cut = exact(decided("mislabel_fraction", self.options.mislabel_fraction))
+        low = math.floor(cut * size)
         return low, low + budget
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pipeline import counter
 from pipeline.pool import Pool, Rows
 from pipeline.scores.dual import Dual
-from pipeline.selectors import Ranked
+from pipeline.selectors import AUTO, Ranked, decided
 
 EDGE = 1 - 2.0**-24
 """The largest float32 below 1: where a mean that was rounded to 1 is taken to be, since b < 1 is infinite at 1."""
@@ -22,8 +22,9 @@ class DualBeta(Ranked):
     """Without replacement, with probability proportional to BetaPDF(dual_mean; a, b) * dual; this is Semi-DUAL-beta.
 
     score: column of DUAL, with a name of its own as dual@60. c_d: 3 in SemiPrune, 4 (CIFAR) and 11 (ImageNet) in the
-    DUAL paper. Exactly the k largest of log weight + Gumbel. Examples of weight 0 (dual is 0) follow when the others do
-    not suffice, in random order. A larger budget wants easier ones, so it need not contain a smaller one's.
+    DUAL paper, or auto, chosen by a run from its held-out labels (pipeline/shift.py). Exactly the k largest of log
+    weight + Gumbel. Examples of weight 0 (dual is 0) follow when the others do not suffice, in random order. A larger
+    budget wants easier ones, so it need not contain a smaller one's.
     """
 
     source: ClassVar = Dual.source
@@ -33,11 +34,11 @@ class DualBeta(Ranked):
         """Which column, and how fast the sampled difficulty moves with the pruning rate."""
 
         score: str = "dual"
-        c_d: float = 3.0
+        c_d: float | str = 3.0
 
         def __post_init__(self) -> None:
-            if self.c_d <= 0:
-                raise ValueError(f"c_d={self.c_d} must be above 0: SemiPrune has 3")
+            if self.c_d != AUTO and (isinstance(self.c_d, str) or self.c_d <= 0):
+                raise ValueError(f"c_d={self.c_d!r} is no number above 0: SemiPrune has 3; or set it to auto")
             if self.score.partition("@")[0] != "dual":
                 raise ValueError(f"score={self.score!r} is not of the score dual: name dual, or dual@NAME")
 
@@ -47,10 +48,11 @@ class DualBeta(Ranked):
 
     def order(self, pool: Pool, budget: int, seed: int) -> "Drawn":
         """In the order in which they are drawn."""
-        a, b = beta_parameters(self._anchor(pool), budget / pool.num_samples, self.options.c_d)
+        c_d = decided("c_d", self.options.c_d)
+        a, b = beta_parameters(self.anchor(pool), budget / pool.num_samples, c_d)
         return Drawn(self.columns, a, b, seed)
 
-    def _anchor(self, pool: Pool) -> float:
+    def anchor(self, pool: Pool) -> float:
         """Mean dual_mean of the 10 examples of largest DUAL, of equals those of smaller id."""
         score, mean = self.columns
         top = list(pool.map(lambda rows: _first_10(-rows[score], rows.sample_ids, inside(rows[mean]))))

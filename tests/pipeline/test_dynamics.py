@@ -91,7 +91,7 @@ def test_masked_classes_and_ties_have_records(tmp_path: Path) -> None:
 
 
 @given(st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_batches_order_ranks_and_blocks_make_no_difference(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
@@ -137,7 +137,7 @@ ALL_IDS = st.tuples(SOME_IDS, st.permutations(range(10))).map(lambda lists: list
 
 
 @given(SOME_IDS | ALL_IDS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_of_duplicates_the_first_counts_and_of_gaps_the_number_is_told(
     tmp_path_factory: pytest.TempPathFactory, ids: list[int]
 ) -> None:

@@ -95,7 +95,7 @@ def test_a_flipped_bit_in_any_region_of_a_file_is_found(uri: str) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_bytes_that_are_overwritten_or_missing_anywhere_are_found(uri: str, data: st.DataObject) -> None:
     epoch, part = data.draw(st.sampled_from(parts(uri)))
     place = f"{uri}/{part.name}"
@@ -203,7 +203,7 @@ def test_a_file_without_records_is_verified_too(tmp_path: Path) -> None:
     st.sampled_from([1, 1000, 1 << 20]),
     st.data(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_blocks_are_the_multiples_of_the_span_and_any_cut_comes_back(
     tmp_path_factory: pytest.TempPathFactory, some: set[int], span: int, read_bytes: int, data: st.DataObject
 ) -> None:

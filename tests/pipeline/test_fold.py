@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import cross_fit, fold, select
@@ -29,7 +29,6 @@ from tests.running import artifacts, run, tiny_recipe
 N = 1437
 
 
-@settings(deadline=None)
 @given(
     labels=st.lists(st.integers(0, 4), min_size=1, max_size=60),
     folds=st.integers(2, 7),
@@ -151,7 +150,7 @@ def test_a_coreset_is_judged_by_the_cut_in_the_pools_of_the_folds(done: dict[str
     unknown = 431 - metrics["labelled_in_coreset"]
     assert metrics["wrong"]["expected"] == pytest.approx(sum(kept) / len(kept) * unknown)
     auto = selected(done, tmp_path / "auto", "double_end", mislabel_fraction="auto")
-    assert [auto["wrong"]["wrong"], auto["wrong"]["seen"]] == auto["mislabel"]["evidence"]["kept"]
+    assert [auto["wrong"]["wrong"], auto["wrong"]["seen"]] == auto["choice"]["evidence"]["kept"]
     assert selected(done, tmp_path / "beta", "dual_beta")["wrong"] is None
 
 
@@ -197,7 +196,7 @@ def test_a_run_whose_labels_all_judge(digits: Path, tmp_path: Path) -> None:
                 (mine,) = (each for each in table.to_pylist() if each["sample_id"] == row["sample_id"])
                 assert mine["pseudo_label"] == guesses[row["sample_id"]]
                 assert mine["wrong"] == (mine["pseudo_label"] != row["label"])
-    assert found["select cutoff"].metrics["mislabel"]["evidence"]["num_holdout"] == 100
+    assert found["select cutoff"].metrics["choice"]["evidence"]["num_holdout"] == 100
     report = Path(found["report"].uri, "report.html").read_text()
     assert "Each label was held out once, from trainings of its own that knew 1 of 2 parts" in report
     assert "of 100 held-out pseudo-labels are right" in out

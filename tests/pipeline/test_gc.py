@@ -83,7 +83,7 @@ def test_only_what_kept_versions_and_the_plan_name_stays(root: str) -> None:
     assert not [name for name in fs.find(path) if stages[0].key in name or unfinished.key in name]
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(
     named=st.lists(st.sets(st.integers(0, 3), min_size=1), max_size=3),
     planned=st.sets(st.integers(0, 3)),

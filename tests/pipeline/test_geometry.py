@@ -39,7 +39,7 @@ def plain(points: NDArray[np.float32], k: int) -> tuple[list[list[int]], list[li
 
 
 @given(POINTS, st.integers(1, 30), st.sampled_from([1, 10, 50, 1 << 24]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_neighbours_are_those_of_all_pairs(points: NDArray[np.float32], k: int, block: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(geometry, "BLOCK", block)
@@ -78,7 +78,7 @@ DIRECTIONS = st.tuples(st.integers(2, 25), st.integers(1, 4)).flatmap(
 
 
 @given(DIRECTIONS, st.integers(1, 30), st.integers(1, 9), st.integers(1, 9), st.randoms())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_most_similar_are_those_of_all_pairs_in_any_blocks(
     vectors: NDArray[np.float32], k: int, queries: int, block: int, random: Random
 ) -> None:

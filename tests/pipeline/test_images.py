@@ -231,7 +231,7 @@ def test_scaled_decoding_is_close_to_decoding_whole(side: int, orientation: int)
 
 
 @given(seed=st.integers(0, 10**6), changes=st.integers(0, 4), cut=st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_damaged_jpeg_is_taken_if_and_only_if_pillow_takes_it(seed: int, changes: int, cut: bool) -> None:
     rng = np.random.default_rng(seed)
     data = bytearray(image(seed, (40, 30), "JPEG", quality=int(rng.integers(40, 100)), progressive=bool(seed % 2)))

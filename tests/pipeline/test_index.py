@@ -303,7 +303,7 @@ def test_a_shard_more_leaves_the_others_unread_and_their_ids_alone(ray_local: No
 KEYS = st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=4), min_size=1, max_size=5)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(keys=KEYS, data=st.data())
 def test_any_way_to_an_index_gives_the_bytes_of_a_fresh_one(
     here: None, keys: list[list[str]], data: st.DataObject

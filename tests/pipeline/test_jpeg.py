@@ -54,7 +54,7 @@ def test_other_files_have_no_size() -> None:
 
 
 @given(st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_damaged_header_never_gives_another_size_than_pillow(draw: st.DataObject) -> None:
     data = bytearray(jpeg())
     for _ in range(draw.draw(st.integers(0, 3))):

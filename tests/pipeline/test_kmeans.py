@@ -31,7 +31,7 @@ def test_blobs_are_found(seed: int) -> None:
 
 
 @given(seed=st.integers(0, 2**32 - 1), k=st.integers(1, 12))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_centroid_is_the_mean_of_its_points(seed: int, k: int) -> None:
     points = np.random.default_rng(seed).normal(0, 1, (60, 2)).astype(np.float32)
     centroids = kmeans.fit(points, k, seed)  # so few points settle long before the last round
@@ -42,7 +42,7 @@ def test_a_centroid_is_the_mean_of_its_points(seed: int, k: int) -> None:
 
 
 @given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([1e-6, 1.0, 1e6]), offset=st.sampled_from([0.0, 1e4]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_nearest_is_the_nearest_pair_by_pair(seed: int, scale: float, offset: float) -> None:
     rng = np.random.default_rng(seed)
     points = (rng.integers(-3, 4, (50, 3)) * scale + offset).astype(np.float32)  # on a grid: many ties

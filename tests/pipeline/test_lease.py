@@ -86,7 +86,7 @@ def finish_alone(here: World) -> None:
     st.booleans(),
     st.booleans(),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_order_of_operations_and_any_death(
     attempts: list[tuple[Callable[[Attempt], None], int, bool]],
     turns: list[tuple[int, int]],

@@ -9,48 +9,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
+from pipeline.error_curve import ErrorCurve
 from pipeline.intervals import wilson
-from pipeline.mislabel import ErrorCurve, choose, evidence, wrong_in_kept
+from pipeline.mislabel import choose, evidence, wrong_in_kept
+from tests.pipeline.held_out import ROWS, Rows, arrays
 
-Rows = list[tuple[int, bool]]
-ROWS = st.lists(st.tuples(st.integers(1, 99), st.booleans()), min_size=1, max_size=50)
 KEEPS = st.integers(1, 100).map(lambda k: Fraction(k, 100))
-
-
-def arrays(rows: Rows) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    places, wrong = zip(*rows, strict=True)
-    return np.array(places) / 100, np.array(wrong)
-
-
-def plain_rate(rows: Rows, u: float) -> float:
-    """p(u) by the min-max formula of isotonic regression at the place nearest to u, the added row among them."""
-    everything = [(0, True), *rows]
-    places = sorted({place for place, _ in everything})
-    here = min(places, key=lambda place: (abs(place - 100 * u), place))
-
-    def mean(low: int, high: int) -> float:
-        found = [wrong for place, wrong in everything if low <= place <= high]
-        return sum(found) / len(found)
-
-    return min(max(mean(low, high) for high in places if high >= here) for low in places if low <= here)
-
-
-@given(ROWS)
-def test_the_error_curve_is_the_isotonic_regression(rows: Rows) -> None:
-    curve = ErrorCurve.of(*arrays(rows))
-    assert (np.diff(curve.rates) <= 1e-12).all() and curve.edges[0] == 0 and curve.edges[-1] == 1
-    for place in {place for place, _ in rows}:
-        step = np.searchsorted(curve.edges, place / 100, side="right") - 1
-        assert curve.rates[step] == pytest.approx(plain_rate(rows, place / 100))
-
-
-@given(ROWS, st.integers(0, 60), st.integers(1, 40))
-def test_what_is_kept_is_worth_the_integral(rows: Rows, cut: int, keep: int) -> None:
-    curve = ErrorCurve.of(*arrays(rows))
-    u = (np.arange(cut * 100, (cut + keep) * 100) + 0.5) / 10_000  # the curve's steps are at multiples of 1/200
-    rates = curve.rates[np.searchsorted(curve.edges, u, side="right") - 1]
-    worth = curve.worth(np.array([cut / 100]), keep / 100)
-    assert worth[0] == pytest.approx(((1 - (1 + (1 - keep / 100) ** 2) * rates) * (1 - u)).sum() / 10_000, abs=1e-9)
 
 
 @given(ROWS, KEEPS, st.randoms())
@@ -62,7 +26,7 @@ def test_the_cut_is_the_best_in_steps_of_1_percent_leaves_room_and_does_not_see_
     assert 0 <= cut <= 1 - keep and (100 * cut).denominator == 1
     curve = ErrorCurve.of(share, wrong)
     steps = np.arange(int(100 * (1 - keep)) + 1) / 100
-    worth = curve.worth(steps, float(keep))
+    worth = curve.worth_between(steps, steps + float(keep), float(keep))
     assert worth[int(100 * cut)] >= worth.max() - 1e-12
     assert (worth[: int(100 * cut)] < worth.max() - 1e-13).all()
     assert choose(share[::-1], wrong[::-1], keep) == cut
@@ -116,22 +80,22 @@ def test_the_evidence_adds_up() -> None:
     wrong = rng.random(300) < 0.8 * np.exp(-u / 0.2)
     found = evidence(u, wrong, Fraction("0.3"), seed=0)
     assert found == evidence(u, wrong, Fraction("0.3"), seed=0)
-    assert found["fraction"] == float(choose(u, wrong, Fraction("0.3")))
+    assert found["value"] == float(choose(u, wrong, Fraction("0.3")))
     low, high = found["interval"]
-    assert low <= found["fraction"] <= high
+    assert low <= found["value"] <= high
     assert (found["num_holdout"], found["num_wrong"]) == (300, wrong.sum())
     for row in found["bins"]:
         here = (u >= row["low"]) & (u < row["high"])
         assert (row["wrong"], row["total"]) == (wrong[here].sum(), here.sum())
         assert row["interval"] == list(wilson(row["wrong"], row["total"]))
     fractions = [row["fraction"] for row in found["cuts"]]
-    assert fractions == sorted({0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, found["fraction"]})
+    assert fractions == sorted({0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, found["value"]})
     for row in found["cuts"]:
         gone, kept = u < row["fraction"], (u >= row["fraction"]) & (u < row["fraction"] + 0.3)
         assert (row["cut_wrong"], row["cut_right"]) == ((gone & wrong).sum(), (gone & ~wrong).sum())
         assert (row["kept_wrong"], row["kept_right"]) == ((kept & wrong).sum(), (kept & ~wrong).sum())
     best = max(found["cuts"], key=lambda row: row["worth"])
-    assert best["fraction"] == found["fraction"]
+    assert best["fraction"] == found["value"]
 
 
 def test_rows_that_chose_a_cut_flatter_it_and_others_do_not() -> None:

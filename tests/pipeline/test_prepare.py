@@ -281,7 +281,7 @@ def picture(kind: str, size: tuple[int, int], orientation: int = 6) -> bytes:
     return image(5, size, **made)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     kind=st.sampled_from(sorted(KINDS)),
     width=st.integers(9, 90),

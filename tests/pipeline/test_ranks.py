@@ -104,7 +104,7 @@ def cases(draw: st.DrawFn) -> Case:
     bins=st.sampled_from([1, 7, 64, 1 << 12]),
     partitions=st.sampled_from([1, 2, 7]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_cut_keeps_what_plain_sorting_keeps(
     sizes: dict[str, int], case: Case, seed: int, digit: int, bins: int, partitions: int
 ) -> None:

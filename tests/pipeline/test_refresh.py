@@ -211,7 +211,7 @@ def test_annotations_enter_the_key_by_their_content(tmp_path: Path) -> None:
 # --- the selection
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(
     days=st.lists(st.integers(1, 60), min_size=2, max_size=4),
     fraction=st.sampled_from([0.1, 0.29, 0.5, 1.0]),

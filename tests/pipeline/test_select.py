@@ -20,8 +20,10 @@ from pipeline.pool import TablePool
 from pipeline.resources import Resources
 from pipeline.select import SelectConfig
 from pipeline.selectors import SELECTORS, cuts, preferred
+from pipeline.selectors.dual_beta import beta_parameters, log_weights
+from pipeline.shift import CHOICES, evidence
 from pipeline.stage import Artifact, Output, Stage
-from pipeline.trust import HARDER_SHARE
+from pipeline.trust import GIVEN, HARDER_SHARE
 from tests.pipeline.selectors.pools import vectors
 
 OPTIONS: dict[str, dict[str, Any]] = {"zcore": {"draws": 50}}
@@ -65,7 +67,9 @@ def trusted(folder: Path, wrong: dict[int, bool]) -> Artifact:
     """What the stage before says of these held-out rows."""
     ids = np.array(list(wrong), dtype=np.int64)
     shares = {f"{HARDER_SHARE}{column}": (ids + 0.5) / 100 for column in ("aum", "dual", "dual_mean")}
-    return artifact(folder, pa.table({"sample_id": ids, "wrong": pa.array(wrong.values(), pa.bool_()), **shares}))
+    given = {f"{GIVEN}{column}": SCORES[column].take(ids) for column in ("aum", "dual", "dual_mean")}
+    rows = {"sample_id": ids, "wrong": pa.array(wrong.values(), pa.bool_()), **shares, **given}
+    return artifact(folder, pa.table(rows))
 
 
 @pytest.fixture
@@ -112,9 +116,9 @@ def test_double_end_in_full(tmp_path: Path, inputs: dict[str, Artifact]) -> None
         "labelled_in_coreset": 2,
         "annotation_bill": 32,
         "wrong": {"wrong": 1, "seen": 2, "unknown": 28, "expected": 15, "interval": ANY},
-        "mislabel": {"auto": False, "used": 0.2, "evidence": ANY},
+        "choice": {"option": "mislabel_fraction", "column": "aum", "auto": False, "used": 0.2, "evidence": ANY},
     }
-    assert metrics["mislabel"]["evidence"]["num_holdout"] == 2
+    assert metrics["choice"]["evidence"]["num_holdout"] == 2
     json.dumps(metrics)
 
 
@@ -193,31 +197,56 @@ def test_an_auto_cut_is_the_one_of_the_rule_and_is_written_down(tmp_path: Path, 
     chosen = choose((share + 0.5) / 100, wrong, Fraction("0.3"))
     assert chosen == Fraction("0.31")  # the last wrong one is 29, the first right one 31
     table, metrics = run(tmp_path / "auto", auto, **many_held)
-    assert metrics["mislabel"]["auto"] and metrics["mislabel"]["used"] == 0.31
-    assert metrics["mislabel"]["evidence"]["cuts"][0]["kept_wrong"] == 15
+    assert metrics["choice"]["auto"] and metrics["choice"]["used"] == 0.31
+    assert metrics["choice"]["evidence"]["cuts"][0]["kept_wrong"] == 15
     by_hand = config(selector="double_end", options={"mislabel_fraction": 0.31})
     same, said = run(tmp_path / "by hand", by_hand, **many_held)
     assert table.equals(same) and table["sample_id"].to_pylist() == list(range(31, 61))
-    assert said["mislabel"] == {**metrics["mislabel"], "auto": False}
+    assert said["choice"] == {**metrics["choice"], "auto": False}
     assert metrics["wrong"]["expected"] >= said["wrong"]["expected"] == 0  # by rows that had no part in the choice
+
+
+def test_an_auto_c_d_is_the_one_of_the_rule_and_is_written_down(tmp_path: Path, many_held: dict[str, Artifact]) -> None:
+    table, metrics = run(tmp_path / "auto", config(selector="dual_beta", options={"c_d": "auto"}), **many_held)
+    ids = np.array(list(HARD_ARE_WRONG))
+    dual, mean = (SCORES[name].to_numpy() for name in ("dual", "dual_mean"))
+    logs = [
+        log_weights(dual[ids], mean[ids], *beta_parameters(float(mean[:10].mean(dtype=float)), 0.3, c_d))
+        for c_d in CHOICES
+    ]
+    wrong = np.array(list(HARD_ARE_WRONG.values()))
+    expected = evidence((ids + 0.5) / 100, wrong, np.stack(logs), Fraction("0.3"), 0)
+    facts = {"option": "c_d", "column": "dual_mean", "auto": True, "used": expected["value"]}
+    assert metrics["choice"] == {**facts, "evidence": expected}
+    assert CHOICES[0] < expected["value"] < 3 and metrics["wrong"]["seen"] > 0
+    by_hand = config(selector="dual_beta", options={"c_d": expected["value"]})
+    same, said = run(tmp_path / "by hand", by_hand, **many_held)
+    assert table.equals(same) and said == {**metrics, "choice": {**metrics["choice"], "auto": False}}
+    fixed, _ = run(tmp_path / "as published", config(selector="dual_beta"), **many_held)
+    assert fixed["sample_id"].to_numpy().mean() < table["sample_id"].to_numpy().mean() - 5  # 0 is the hardest
 
 
 def test_an_auto_cut_goes_from_the_end_that_is_said_to_be_hard(tmp_path: Path, inputs: dict[str, Artifact]) -> None:
     inputs |= {"trust": trusted(tmp_path / "more", {i: i >= 70 for i in range(1, 100, 2)})}
     options = {"mislabel_fraction": "auto", "harder": "high"}
     table, metrics = run(tmp_path / "out", config(selector="double_end", options=options), **inputs)
-    assert metrics["mislabel"]["used"] == 0.3 and table["sample_id"].to_pylist() == list(range(40, 70))
+    assert metrics["choice"]["used"] == 0.3 and table["sample_id"].to_pylist() == list(range(40, 70))
 
 
-def test_nothing_chooses_an_auto_cut_without_held_out_rows(tmp_path: Path, inputs: dict[str, Artifact]) -> None:
+@pytest.mark.parametrize(
+    ("selector", "option", "usual"), [("double_end", "mislabel_fraction", 0.1), ("dual_beta", "c_d", 3.0)]
+)
+def test_nothing_chooses_an_auto_option_without_held_out_rows(
+    tmp_path: Path, inputs: dict[str, Artifact], selector: str, option: str, usual: float
+) -> None:
     inputs |= {"trust": trusted(tmp_path / "none", {})}
-    auto = config(selector="double_end", options={"mislabel_fraction": "auto"})
-    with pytest.raises(
-        UserError, match=r"'coreset' has mislabel_fraction=auto but no label is held out .* set split\."
-    ):
+    auto = config(selector=selector, options={option: "auto"})
+    with pytest.raises(UserError, match=rf"'coreset' has {option}=auto but no label is held out .* set split\."):
         run(tmp_path / "out", auto, **inputs)
-    _, metrics = run(tmp_path / "by hand", config(selector="double_end"), **inputs)
-    assert metrics["wrong"] is None and metrics["mislabel"] == {"auto": False, "used": 0.1, "evidence": None}
+    _, metrics = run(tmp_path / "by hand", config(selector=selector), **inputs)
+    assert metrics["wrong"] is None
+    facts = {"option": option, "auto": False, "used": usual, "evidence": None}
+    assert facts.items() <= metrics["choice"].items()
 
 
 def test_what_is_wrong_in_a_coreset_is_told_by_its_held_out_rows(
@@ -273,7 +302,7 @@ def test_settings_are_written_out_so_that_equal_ones_have_equal_keys() -> None:
                 "selector": "class_balanced",
                 "options": {"selector": "double_end", "options": {"mislabel_fraction": "auto"}},
             },
-            "of double_end alone, not class by class",
+            "mislabel_fraction='auto' is chosen for all classes at once, not class by class",
         ),
         ({"selector": "class_balanced", "options": {"selector": "best"}}, "selector='best' cannot go by class"),
     ],

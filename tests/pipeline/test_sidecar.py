@@ -48,7 +48,7 @@ def test_the_text_is_that_of_wds2idx(shard: Path) -> None:
 NAMES = st.lists(st.from_regex(r"\A([a-z.]{1,2}/)?[a-zü]{1,120}(\.[a-zA-Z]{1,3}){1,2}\Z"), min_size=1, max_size=8)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(names=NAMES, sizes=st.data(), form=st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
 def test_every_member_is_where_the_sidecar_says(names: list[str], sizes: st.DataObject, form: int) -> None:
     sink, payloads = io.BytesIO(), []
@@ -122,7 +122,7 @@ def test_a_sidecar_of_other_bytes_is_an_error_by_name(shard: Path, change: Calla
         check(shard)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(position=st.integers(0, len(TEXT) - 1), letter=st.sampled_from("0123456789abcABC. /\n\\"))
 def test_no_other_text_is_accepted(position: int, letter: str) -> None:
     place = "memory://sidecar/a.idx"

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import geometry, split
@@ -83,7 +83,6 @@ def test_uniform_draws_every_row_equally_often(tmp_path):
     assert 150 < counts.min() <= counts.max() < 250
 
 
-@settings(deadline=None)
 @given(
     labels=st.lists(st.integers(0, 4), min_size=1, max_size=60),
     fraction=st.sampled_from([0.0, 0.1, 0.2, 0.29, 0.5, 0.99]),

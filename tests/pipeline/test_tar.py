@@ -207,7 +207,7 @@ def test_a_damaged_header_is_seen(sample):
     assert samples[-1].defect == "truncated shard"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_hostile_bytes_never_escape(data):
     damaged = bytearray(WHOLE[: data.draw(st.integers(0, len(WHOLE)))])
@@ -224,7 +224,7 @@ def test_hostile_bytes_never_escape(data):
             assert all(member.offset + member.size <= len(damaged) for member in sample.members)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(size=st.binary(min_size=12, max_size=12), kind=st.sampled_from([b"0", b"x", b"L", b"g", b"S"]))
 def test_hostile_sizes_never_escape(size, kind):
     block = bytearray(tarfile.TarInfo("a.jpg").tobuf(tarfile.USTAR_FORMAT))

@@ -163,7 +163,7 @@ def test_a_selection_with_an_auto_cut_takes_it_from_here(
     out = Output(str(tmp_path))
     inputs = {name: done[name] for name in ("score", "split", "trust")}
     metrics = select.run(inputs, settings, out, resources=Resources(), progress=silent)
-    used = metrics["mislabel"]["used"]
+    used = metrics["choice"]["used"]
     assert Fraction(str(used)) == choose(held.harder_share("aum"), held.wrong, Fraction("0.3"))
     kept = Artifact(out.uri, {"parts": [vars(part) for part in out.parts]}).table()["sample_id"].to_numpy()
     by_hand = scores_select(done["score"].table(), "double_end", keep_fraction=0.3, mislabel_fraction=used)
@@ -186,7 +186,7 @@ def test_an_auto_cut_without_held_out_rows_is_told_before_any_training(
     recipe = str(tiny_recipe(tmp_path / "data", tmp_path / "run"))
     overrides = ("select.0.options.mislabel_fraction=auto", override)
     if message is None:
-        assert load_recipe(recipe, overrides).select[0].needs_holdout
+        assert load_recipe(recipe, overrides).select[0].undecided
         return
     with pytest.raises(UserError, match=message):
         load_recipe(recipe, overrides)

@@ -48,7 +48,7 @@ def slide(values: NDArray[np.float32], J: int, present: NDArray[np.bool_] | None
 
 @pytest.mark.parametrize("kind", ["random", "saturating", "constant"])
 @given(seed=st.integers(0, 2**32 - 1), J=st.integers(2, 15), missing=st.sampled_from([0.0, 0.2, 0.8]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_window_is_numpys_mean_and_std_of_the_last_values(kind: str, seed: int, J: int, missing: float) -> None:
     values = histories(kind, 40, 5, seed)
     present = np.random.default_rng(seed).random(values.shape) >= missing
@@ -86,7 +86,7 @@ def test_values_that_are_not_probabilities_are_as_exact() -> None:
 
 @pytest.mark.parametrize("J", [2, 9, 10])
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_an_examples_bits_do_not_depend_on_who_is_beside_it(J: int, data: st.DataObject) -> None:
     seed = data.draw(st.integers(0, 2**32 - 1))
     rows = np.array(data.draw(st.lists(st.integers(0, 29), min_size=1, max_size=30)))

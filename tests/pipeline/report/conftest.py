@@ -11,16 +11,18 @@ import pytest
 from pydantic import ConfigDict
 from sklearn.datasets import load_digits
 
-from pipeline import trust
+from pipeline import auto, trust
 from pipeline.config import Config
 from pipeline.dynamics import DynamicsWriter
-from pipeline.select import SelectConfig, _choose_cut
+from pipeline.pool import TablePool
+from pipeline.select import SelectConfig
 from pipeline.stage import Artifact, Output, Stage
 from pipeline.true_dynamics import store_uri
 from pipeline.trust import HeldOut, TrustConfig, expected_wrong
 from tests.pipeline.making import encoded, run_index, run_stage, write_shard
 
 N = 600
+HARDER = {"aum": "low", "dual": "high", "dual_mean": "low"}
 EVIL = "<script>alert('key')</script>"
 FACTS = {
     "resources": {"num_workers": 2, "cpus_per_worker": 1, "gpus_per_worker": 0.0, "max_failures": 3},
@@ -79,7 +81,9 @@ def select(run: Run, name: str, scores: dict[str, Any], kept: Any, labelled: Any
     own = held.wrong[np.isin(held.sample_ids, kept)]
     facts["wrong"] = expected_wrong(int(own.sum()), len(own), len(kept) - in_coreset)
     settings = SelectConfig(name=name, selector=facts["selector"], keep_fraction=facts["keep_fraction"], seed=0)
-    facts["mislabel"] = _choose_cut(settings, held, {"aum": "low", "dual": "high"}, 0)[1]
+    selector = settings.build()
+    pool = TablePool(pa.table(scores), selector.columns)
+    facts["choice"] = auto.choose(selector, settings.keep_fraction, held, HARDER, pool, 0)
     table = {"sample_id": np.sort(kept), "rank": np.arange(len(kept))}
     run.commit(f"select:{name}", facts, {"part": table}, selector=facts["selector"], seed=0)
     export = {"num_shards": 1, "bytes": 1_234_567, "files": ["coreset.parquet"]}
@@ -135,8 +139,8 @@ def build(root: str) -> Run:
 
     aum = (38 - 40 * hard).astype(np.float32)
     dual = (hard * rng.uniform(0.4, 1, N)).astype(np.float32)
-    scores = {"sample_id": ids, "aum": aum, "dual": dual}
-    harder = {"harder": {"aum": "low", "dual": "high"}, "columns": {}, "num_epochs": 40, "num_samples": N}
+    scores = {"sample_id": ids, "aum": aum, "dual": dual, "dual_mean": (1 - hard / 1.7).astype(np.float32)}
+    harder = {"harder": HARDER, "columns": {}, "num_epochs": 40, "num_samples": N}
     run.commit("score", harder, {"part-0": scores}, scores={"aum": {}, "dual": {"T": 8, "J": 4, "ddof": 1}})
     run.inputs["trust"] = run_stage(Path(root), "trust", trust.run, TrustConfig(seed=0), run.inputs, **FACTS, seconds=1)
     order = np.argsort(aum, kind="stable")

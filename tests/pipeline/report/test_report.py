@@ -129,9 +129,11 @@ def test_the_twin_holds_what_the_page_shows(inputs: Inputs, tmp_path: Path) -> N
         low, high = (round(end) for end in wrong["interval"])
         shown.append(f"{name} {wrong['wrong']} of {wrong['seen']} {wrong['unknown']}")
         shown.append(f"{wrong['unknown']} {round(wrong['expected'])} ({low} to {high})")
-    for row in twin["selections"][0]["mislabel"]["evidence"]["cuts"]:
+    for row in twin["selections"][0]["choice"]["evidence"]["cuts"]:
         counts = [row[name] for name in ("cut_wrong", "cut_right", "kept_wrong", "kept_right")]
         shown.append(f"{100 * row['fraction']:.0f} % {' '.join(map(str, counts))} {row['worth']:.3f}")
+    for row in twin["selections"][1]["choice"]["evidence"]["choices"]:
+        shown.append(f"{page.number(row['c_d'])} {100 * row['wrong']:.1f} % {row['worth']:.3f}")
     shown += [f"{stage['title']} {page.duration(stage['seconds'])}".replace(page.THIN, " ") for stage in twin["stages"]]
     shown += [stage["key"] for stage in twin["stages"]]
     shown += [f"{row['reason']} {row['key']}".strip() for row in twin["data"]["quarantine"]]
@@ -165,7 +167,7 @@ def unmeasured(inputs: Inputs) -> Inputs:
         name: changed(
             artifact,
             wrong=None,
-            mislabel=artifact.metrics["mislabel"] and {"auto": False, "used": 0.1, "evidence": None},
+            choice=artifact.metrics["choice"] and {**artifact.metrics["choice"], "evidence": None},
         )
         for name, artifact in inputs.items()
         if "select:" in name
@@ -210,11 +212,11 @@ def folds(inputs: Inputs) -> Inputs:
 
 
 def chosen_here(inputs: Inputs) -> Inputs:
-    name = "select:semi_aum_cutoff"
-    found = inputs[name].metrics["mislabel"]
-    return inputs | {
-        name: changed(inputs[name], mislabel={**found, "auto": True, "used": found["evidence"]["fraction"]})
-    }
+    chosen = {name: artifact for name, artifact in inputs.items() if name.startswith("select:")}
+    for name, artifact in chosen.items():
+        found = artifact.metrics["choice"]
+        chosen[name] = changed(artifact, choice={**found, "auto": True, "used": found["evidence"]["value"]})
+    return inputs | chosen
 
 
 def one_seed(inputs: Inputs) -> Inputs:

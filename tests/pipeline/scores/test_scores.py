@@ -254,7 +254,7 @@ def test_the_harder_end_holds_the_harder_examples(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @given(seed=st.integers(0, 2**32 - 1), missing=st.sampled_from([0.0, 0.1, 0.7, 0.97]))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_each_example_is_scored_by_its_own_records_as_by_hand(name: str, seed: int, missing: float) -> None:
     logits, labels, _ = learning(12, seed)
     present = np.random.default_rng(seed).random(logits.shape[:2]) >= missing

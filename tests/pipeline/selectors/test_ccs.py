@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -64,7 +64,6 @@ def test_scores_that_the_public_code_loses_are_kept(scores: NDArray[np.float64])
     high=st.booleans(),
     share=st.integers(1, 100),
 )
-@settings(deadline=None)
 def test_bins_are_those_of_a_plain_loop(scores: list[float], bins: int, m: int, high: bool, share: int) -> None:
     n = len(scores)
     m = min(m, 10 * (n - 1) // n)  # so that one can be kept

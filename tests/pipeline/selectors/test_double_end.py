@@ -28,7 +28,9 @@ def test_double_end_keeps_what_the_authors_code_keeps(m: float, r: float) -> Non
     assert kept.tolist() == GOLDEN[f"double_end_m{m}_r{r}"].tolist()
 
 
-def test_a_table_of_scores_cannot_choose_the_cut() -> None:
-    table = pa.table({"sample_id": np.arange(100), "aum": np.arange(100.0)})
-    with pytest.raises(UserError, match=r"mislabel_fraction='auto' is chosen from held-out labels, .* `semiprune run`"):
-        select(table, "double_end", keep_fraction=0.3, mislabel_fraction="auto")
+@pytest.mark.parametrize(("name", "option"), [("double_end", "mislabel_fraction"), ("dual_beta", "c_d")])
+def test_a_table_of_scores_cannot_choose_an_auto_option(name: str, option: str) -> None:
+    columns = {"aum": np.arange(100.0), "dual": np.arange(100.0), "dual_mean": np.linspace(0, 1, 100)}
+    table = pa.table({"sample_id": np.arange(100), **columns})
+    with pytest.raises(UserError, match=rf"{option}='auto' is chosen from held-out labels, .* `semiprune run`"):
+        select(table, name, keep_fraction=0.3, **{option: "auto"})

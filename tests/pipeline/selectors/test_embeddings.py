@@ -38,7 +38,7 @@ def distance(x: NDArray[Any], y: NDArray[Any]) -> float:
 
 
 @given(TABLES, st.integers(0, 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_moderate(shape: tuple[int, int, bool], seed: int) -> None:
     rows = rows_of(shape)
     points, labels = rows["embedding"].astype(np.float64), rows["train_label"].tolist()
@@ -62,7 +62,7 @@ def test_moderate_keeps_what_is_neither_near_nor_far() -> None:
 
 
 @given(TABLES, st.integers(1, 8), st.sampled_from([0.0, 0.1, 1.0]), st.sampled_from(["aum", "el2n"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_d2(shape: tuple[int, int, bool], k: int, gamma: float, column: str) -> None:
     rows = rows_of(shape)
     points, n = rows["embedding"], len(rows)
@@ -93,7 +93,7 @@ def test_d2_of_copies_takes_one_before_the_other() -> None:
 
 
 @given(TABLES, st.integers(0, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_k_center(shape: tuple[int, int, bool], seed: int) -> None:
     rows = rows_of(shape)
     points, n = rows["embedding"], len(rows)
@@ -108,7 +108,7 @@ def test_k_center(shape: tuple[int, int, bool], seed: int) -> None:
 
 
 @given(TABLES, st.integers(1, 60), st.integers(1, 6), st.integers(1, 30))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_typiclust(shape: tuple[int, int, bool], budget: int, clusters: int, k: int) -> None:
     rows = rows_of(shape)
     points, n = rows["embedding"], len(rows)
@@ -144,7 +144,7 @@ def test_typiclust_takes_the_middle_of_every_cluster() -> None:
 
 
 @given(TABLES, st.integers(1, 3), st.integers(1, 70), st.sampled_from([0.0, 1.0, 4.0]), st.integers(0, 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_zcore(shape: tuple[int, int, bool], dimensions: int, k: int, exponent: float, seed: int) -> None:
     rows, draws = rows_of(shape), 12
     points, n = rows["embedding"], len(rows)

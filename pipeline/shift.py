@@ -1,0 +1,90 @@
+"""How fast DUAL-beta turns to easy examples as more is pruned: its c_d, from held-out labels.
+
+DUAL-beta draws without replacement, with probability in proportion to w = BetaPDF(mean; a, b) * DUAL, where c_d shifts
+a and b (pipeline/selectors/dual_beta.py). If a share r of the pool is drawn, an example of weight w is in the coreset
+with chance 1 - exp(-t w), where t makes the mean of these chances r. The rule is: the c_d of CHOICES whose coreset is
+expected to be worth most,
+
+    G(c_d) = sum of chance * g(u)  /  sum of chance
+
+over the held-out rows, by the worth g of an example (`pipeline/error_curve.py`) at its place u in the order of the mean
+that the Beta density looks at; of equals the smallest.
+"""
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from scipy.optimize import brentq
+
+from pipeline.error_curve import Bools, ErrorCurve, Floats, middle, resamples, tenths
+
+CHOICES = (0.12, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 11.0, 16.0)
+"""Steps of the square root of 2: from nearly every coreset easy to nearly none; 3 to 11 are published."""
+
+
+def chance(log_weights: Floats, keep: float) -> Floats:
+    """Of examples to be in a sample of this share, drawn in proportion to their weights without replacement: [n].
+
+    log_weights: [n], -inf for weight 0; those share what the others leave. Exact for many examples, as the share of
+    them that is drawn by then hardly varies.
+    """
+    drawn = np.isfinite(log_weights)
+    budget, num_drawn = keep * len(drawn), int(drawn.sum())
+    if num_drawn <= budget:
+        return np.where(drawn, 1.0, (budget - num_drawn) / max(1, len(drawn) - num_drawn))
+    logs = log_weights[drawn]
+
+    def chances(log_time: float) -> Floats:
+        return -np.expm1(-np.exp(np.minimum(logs + log_time, 100.0)))
+
+    found = np.zeros(len(drawn))
+    found[drawn] = chances(brentq(lambda t: chances(t).sum() - budget, -logs.max() - 50, -logs.min() + 50))
+    return found
+
+
+def evidence(harder_share: Floats, wrong: Bools, log_weights: Floats, keep: Fraction, seed: int) -> dict[str, Any]:
+    """The chosen c_d, and all that it rests on, as JSON values.
+
+    harder_share: float64[h], of each held-out row the share of the pool that the mean takes for harder, 0..1; wrong:
+    bool[h], whether its pseudo-label is; h > 0; log_weights: [len(CHOICES), h], of the rows at each c_d; keep: r.
+
+    value: c_d; interval: the middle 95% of it over bootstrap resamples of the rows, too narrow for some 20 of them;
+    bins: tenths of the order, as of a cut, each with the chance of its rows to be kept; curve: p; choices: of each c_d
+    how many of what it keeps are expected to be wrong, 0..1, and its worth, -1..1.
+    """
+    curve, share = ErrorCurve.of(harder_share, wrong), float(keep)
+    chances = np.stack([chance(logs, share) for logs in log_weights])
+    again = []
+    for rows in resamples(seed, len(wrong)):
+        curve_again = ErrorCurve.of(harder_share[rows], wrong[rows])
+        again.append(CHOICES[_best(chances[:, rows], curve_again.worth(harder_share[rows], share))])
+    worth = curve.worth(harder_share, share)
+    chosen = _best(chances, worth)
+    bins = tenths(harder_share, wrong)
+    for row in bins:
+        here = (harder_share >= row["low"]) & (harder_share < row["high"])
+        row["chance"] = float(chances[chosen, here].mean()) if here.any() else None
+    return {
+        "value": CHOICES[chosen],
+        "interval": middle(again),
+        "num_holdout": len(wrong),
+        "num_wrong": int(wrong.sum()),
+        "bins": bins,
+        "curve": {"edges": curve.edges.tolist(), "rates": curve.rates.tolist()},
+        "choices": [
+            {"c_d": c_d, "wrong": _mean(wrong, row), "worth": _mean(worth, row)}
+            for c_d, row in zip(CHOICES, chances, strict=True)
+        ],
+    }
+
+
+def _best(chances: Floats, worth: Floats) -> int:
+    """The place of the best choice. chances: [len(CHOICES), h]; worth: [h]."""
+    found = np.array([_mean(worth, row) for row in chances])
+    return int(np.flatnonzero(found >= found.max() - 1e-12)[0])
+
+
+def _mean(values: Any, weights: Floats) -> float:
+    """Of a coreset, by the chances of the rows."""
+    return float(values @ weights / max(weights.sum(), np.finfo(np.float64).tiny))

@@ -1,0 +1,91 @@
+"""The rule for c_d: chances against real draws, the choice against brute force, and what moves it."""
+
+from fractions import Fraction
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pipeline.error_curve import ErrorCurve
+from pipeline.selectors import select
+from pipeline.selectors.dual_beta import beta_parameters, log_weights
+from pipeline.shift import CHOICES, chance, evidence
+
+LOGS = st.lists(st.floats(-300, 300) | st.just(-np.inf), min_size=1, max_size=40)
+
+
+@given(LOGS, st.integers(1, 100))
+def test_chances_are_a_share_and_rise_with_the_weight(logs: list[float], percent: int) -> None:
+    log_weights, keep = np.array(logs), percent / 100
+    found = chance(log_weights, keep)
+    assert ((found >= 0) & (found <= 1 + 1e-12)).all() and found.mean() == pytest.approx(keep, rel=1e-6)
+    assert (np.diff(found[np.argsort(log_weights)]) >= -1e-12).all()
+
+
+def pool(n: int, seed: int = 0) -> tuple[pa.Table, NDArray[np.float64]]:
+    """Scores of n examples, and of each the share that is harder."""
+    rng = np.random.default_rng(seed)
+    mean = rng.beta(2, 1, n).astype(np.float32)
+    dual = (mean * (1 - mean) * rng.uniform(0.5, 1, n)).astype(np.float32)
+    table = pa.table({"sample_id": np.arange(n), "dual": dual, "dual_mean": mean})
+    return table, (np.argsort(np.argsort(mean)) + 0.5) / n
+
+
+def logs_of(table: pa.Table, keep: float) -> NDArray[np.float64]:
+    dual, mean = (table[name].to_numpy() for name in ("dual", "dual_mean"))
+    anchor = float(mean[np.argsort(-dual, kind="stable")[:10]].mean())
+    return np.stack([log_weights(dual, mean, *beta_parameters(anchor, keep, c_d)) for c_d in CHOICES])
+
+
+@pytest.mark.parametrize(("c_d", "keep"), [(0.5, 0.3), (2.8, 0.1), (11.0, 0.5)])
+def test_chances_are_those_of_the_selector(c_d: float, keep: float) -> None:
+    table, _ = pool(2000)
+    expected = chance(logs_of(table, keep)[CHOICES.index(c_d)], keep)
+    seen = np.zeros(2000)
+    for seed in range(100):
+        seen[select(table, "dual_beta", keep_fraction=keep, c_d=c_d, seed=seed)] += 0.01
+    by_chance = np.argsort(expected).reshape(20, 100)
+    np.testing.assert_allclose(seen[by_chance].mean(1), expected[by_chance].mean(1), atol=0.02)
+
+
+@pytest.mark.parametrize("keep", ["0.1", "0.3", "0.5"])
+def test_the_choice_is_the_one_whose_coreset_is_worth_most(keep: str) -> None:
+    table, share = pool(4000)
+    wrong = np.random.default_rng(1).random(4000) < 0.9 * np.exp(-share / 0.3)
+    found = evidence(share, wrong, logs_of(table, float(keep)), Fraction(keep), seed=0)
+    worth = ErrorCurve.of(share, wrong).worth(share, float(keep))
+    for row in found["choices"]:
+        kept = select(table, "dual_beta", keep_fraction=float(keep), c_d=row["c_d"])
+        assert row["worth"] == pytest.approx(worth[kept].mean(), abs=0.02)
+        assert row["wrong"] == pytest.approx(wrong[kept].mean(), abs=0.04)
+    assert [row["c_d"] for row in found["choices"]] == list(CHOICES)
+    best = max(found["choices"], key=lambda row: row["worth"])
+    low, high = found["interval"]
+    assert found["value"] == best["c_d"] and low <= found["value"] <= high
+    assert found == evidence(share, wrong, logs_of(table, float(keep)), Fraction(keep), seed=0)
+    np.testing.assert_allclose(np.mean([row["chance"] for row in found["bins"]]), float(keep), atol=0.01)
+
+
+def test_the_more_is_wrong_at_the_hard_end_the_easier_are_those_that_are_drawn() -> None:
+    table, share = pool(2000)
+    random, logs = np.random.default_rng(0).random(2000), logs_of(table, 0.3)
+    chosen = [
+        evidence(share, random < rate * np.exp(-share / 0.4), logs, Fraction("0.3"), 0)["value"] for rate in (0, 0.4, 1)
+    ]
+    assert chosen == sorted(chosen, reverse=True) and chosen[0] > 2 * chosen[-1]
+
+
+def test_a_few_held_out_rows_choose_as_many_do() -> None:
+    table, share = pool(3000)
+    wrong = np.random.default_rng(1).random(3000) < 0.9 * np.exp(-share / 0.3)
+    logs = logs_of(table, 0.3)
+    everyone = {row["c_d"]: row["worth"] for row in evidence(share, wrong, logs, Fraction("0.3"), 0)["choices"]}
+    lost = []
+    for seed in range(8):
+        rows = np.random.default_rng(seed).choice(3000, 200, replace=False)
+        value = evidence(share[rows], wrong[rows], logs[:, rows], Fraction("0.3"), 0)["value"]
+        lost.append(max(everyone.values()) - everyone[value])
+    assert np.mean(lost) < 0.015 and max(everyone.values()) - min(everyone.values()) > 0.1
