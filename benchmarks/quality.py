@@ -32,7 +32,7 @@ from pipeline.stage import Artifact
 from pipeline.units import duration
 
 VARIANTS = ("plain", "long_tailed_0.1", "long_tailed_0.01", "corrupted")
-GRID = {"mislabel_fraction": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), "c_d": (0.5, 1.0, 2.0, 3.0, 4.0, 8.0)}
+GRID = {"mislabel_fraction": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), "c_d": (0.5, 1.0, 2.0, 4.0)}
 """What `auto` is compared with, of the options that held-out labels choose."""
 LABEL_FREE = "label_free"
 PER_SHARD = 2500
@@ -79,19 +79,20 @@ def make(data: Path, out: Path, variant: str, images: int | None) -> Path:
 def selections(fractions: list[float], judged: bool, grid: bool) -> list[dict[str, Any]]:
     """Of every size: the two methods of SemiPrune, CCS and EL2N; their names end in the size.
 
-    judged: whether held-out labels choose options; without them, nothing is cut, and c_d is the published 3.
+    judged: whether held-out labels choose options; without them, nothing is cut. c_d is the published 3, too.
     """
 
-    def tried(option: str, first: float | str) -> list[float | str]:
-        return [first, *(value for value in GRID[option] if grid and value != first)]
+    def tried(option: str, usual: list[float | str]) -> list[float | str]:
+        return [*usual, *(value for value in GRID[option] if grid and value not in usual)]
 
+    autos: list[float | str] = ["auto"] if judged else []
     found: list[dict[str, Any]] = []
     for keep in fractions:
-        cuts = [m for m in tried("mislabel_fraction", "auto" if judged else 0.0) if m == "auto" or float(m) + keep <= 1]
+        cuts = [m for m in tried("mislabel_fraction", autos or [0.0]) if m == "auto" or float(m) + keep <= 1]
         ways: dict[str, tuple[str, dict[str, Any]]] = {
             f"aum-{m}": ("double_end", {"score": "aum", "mislabel_fraction": m}) for m in cuts
         }
-        ways |= {f"dual_beta-{c_d}": ("dual_beta", {"c_d": c_d}) for c_d in tried("c_d", "auto" if judged else 3.0)}
+        ways |= {f"dual_beta-{c_d}": ("dual_beta", {"c_d": c_d}) for c_d in tried("c_d", [*autos, 3.0])}
         ways |= {"ccs": ("ccs", {}), "el2n": ("top_k", {"score": "el2n"})}
         for way, (selector, options) in ways.items():
             name = f"{way}-{100 * keep:g}"

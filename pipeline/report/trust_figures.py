@@ -67,7 +67,7 @@ def wrong_along(report: Mapping[str, Any], selection: Mapping[str, Any]) -> Mark
         axes.set_xlim(0, 100)
         axes.set_ylim(0, 103)
         axes.set_xlabel(f"images in order of {column}, the hardest first, % of the pool")
-        axes.set_ylabel("wrong, %")
+        axes.set_ylabel("of the images there, %")
 
     return chart((5.4, 3.4), f"Wrong held-out pseudo-labels along {column}", paint)
 

@@ -40,7 +40,7 @@ def logs_of(table: pa.Table, keep: float) -> NDArray[np.float64]:
     return np.stack([log_weights(dual, mean, *beta_parameters(anchor, keep, c_d)) for c_d in CHOICES])
 
 
-@pytest.mark.parametrize(("c_d", "keep"), [(0.5, 0.3), (2.8, 0.1), (11.0, 0.5)])
+@pytest.mark.parametrize(("c_d", "keep"), [(0.5, 0.3), (2.8, 0.1), (4.0, 0.5)])
 def test_chances_are_those_of_the_selector(c_d: float, keep: float) -> None:
     table, _ = pool(2000)
     expected = chance(logs_of(table, keep)[CHOICES.index(c_d)], keep)
@@ -75,7 +75,7 @@ def test_the_more_is_wrong_at_the_hard_end_the_easier_are_those_that_are_drawn()
     chosen = [
         evidence(share, random < rate * np.exp(-share / 0.4), logs, Fraction("0.3"), 0)["value"] for rate in (0, 0.4, 1)
     ]
-    assert chosen == sorted(chosen, reverse=True) and chosen[0] > 2 * chosen[-1]
+    assert chosen == sorted(chosen, reverse=True) and chosen[0] >= 2 * chosen[-1]
 
 
 def test_a_few_held_out_rows_choose_as_many_do() -> None:
