@@ -2,7 +2,7 @@
 
 Each PART is one thing that the product does, in a process of its own, and prints its time and its largest memory:
 
-* hashes: what the index keeps of every sample in the process that plans, and its search for keys that two shards share;
+* hashes: the index's search for keys that two shards share, in the process that plans;
 * samples: a training worker's index, from parts of 10,000 samples as the stage writes them;
 * order: the order of one epoch of a streamed pool, by that worker;
 * blocks: what a task holds of a file of dynamics that it has open;
@@ -40,15 +40,13 @@ from pipeline.dynamics import BLOCK_ROWS, DynamicsPart, DynamicsWriter, _digest,
 from pipeline.dynamics_store import DynamicsStore
 from pipeline.epoch_file import EpochFile, Footer, encode
 from pipeline.epoch_order import MAX_ROWS, WINDOW, epoch_order
-from pipeline.index import _sharing
-from pipeline.index_shard import SCHEMA, IndexedShard
-from pipeline.quarantine import SCHEMA as QUARANTINE
+from pipeline.index_shard import SCHEMA
 from pipeline.reduce import Reduction
 from pipeline.resources import Resources
 from pipeline.run import environment
 from pipeline.samples import Samples
 from pipeline.scores import requests
-from pipeline.shards import Source
+from pipeline.shared_keys import SharedKeys
 from pipeline.stage import Artifact, Output, write_part, write_table_part
 from pipeline.units import duration, size
 
@@ -58,16 +56,17 @@ SCORES = ("aum", "forgetting", "dual")
 
 def hashes(folder: Path, num_samples: int) -> str:
     """One key in 10^6 is in two shards."""
-    indexed = []
+    keys, start = SharedKeys(), time.perf_counter()
     for low in range(0, num_samples, PER_SHARD):
         ids = np.arange(low, min(low + PER_SHARD, num_samples))
         ids[ids % 1_000_000 == 999_999] -= 999_999
-        source = Source(f"s3://bucket/train-{low // PER_SHARD:06d}.tar", 0, "")
-        own = counter.hash64(0, "key", 0, ids).tobytes()
-        indexed.append(IndexedShard(len(indexed), source, "", None, own, 0, QUARANTINE.empty_table(), False))
-    start = time.perf_counter()
-    found = _sharing(indexed)
-    return f"{len(found):,} shards share a key; found in {duration(time.perf_counter() - start)}"
+        keys.add(low // PER_SHARD, counter.hash64(0, "key", 0, ids).tobytes())
+    made = time.perf_counter()
+    found = keys.earlier()
+    return (
+        f"{len(found):,} shards share a key; found in {duration(time.perf_counter() - made)}, when the hashes were "
+        f"made and written, {duration(made - start)}"
+    )
 
 
 def write_index_part(low: int, folder: Path, num_samples: int) -> dict[str, Any]:

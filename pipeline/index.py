@@ -24,9 +24,10 @@ from pipeline import images, labels, quarantine, shards, storage
 from pipeline.config import Config
 from pipeline.errors import DataError
 from pipeline.index_shard import IndexedShard, Item, index_shards, is_kept
-from pipeline.parallel import map_items
+from pipeline.parallel import stream_items
 from pipeline.resources import Resources
 from pipeline.shards import Patterns, Shard, Source, Uri
+from pipeline.shared_keys import SharedKeys
 from pipeline.stage import MANIFEST, Artifact, Output, Part, Progress, write_table_part
 
 SHARDS_SCHEMA = pa.schema(
@@ -126,12 +127,15 @@ def run(
     known = labels.load_label_table(data.labels, data.classes) if data.labels else None
     index = partial(index_shards, config=config, known=known, folder=folder, uri=out.uri)
     indexed: list[IndexedShard] = []
+    keys = SharedKeys()
     for unit, groups in _grouped(items, config, folder).items():
-        for group in map_items(groups, index, resources=resources, progress=progress, unit=unit) if groups else []:
-            indexed += group
+        found = stream_items(groups, index, resources=resources, progress=progress, unit=unit) if groups else ()
+        for item in (item for _, group in found for item in group):
+            keys.add(item.number, item.hashes)
+            indexed.append(replace(item, hashes=b""))
     indexed.sort(key=lambda item: item.number)
     num_reused = sum(item.reused for item in indexed)
-    indexed = _drop_repeated(indexed, out.uri, resources, progress)
+    indexed = _drop_repeated(indexed, keys.earlier(), out.uri, resources, progress)
 
     num_rows = [item.part.rows if item.part else 0 for item in indexed]
     first_ids = np.concatenate([[0], np.cumsum(num_rows)]).tolist()
@@ -246,10 +250,12 @@ def _committed(folder: str) -> Iterator[Artifact]:
 
 
 def _drop_repeated(
-    indexed: list[IndexedShard], uri: str, resources: Resources, progress: Progress
+    indexed: list[IndexedShard], earlier: dict[int, set[int]], uri: str, resources: Resources, progress: Progress
 ) -> list[IndexedShard]:
-    """Keys that several shards share stay in the first one; the later rows move to the quarantine."""
-    earlier = _sharing(indexed)
+    """Keys that several shards share stay in the first one; the later rows move to the quarantine.
+
+    earlier: for every shard that may share a key with earlier ones, those.
+    """
     items = [
         (indexed[later], [part for number in sorted(numbers) if (part := indexed[number].part)])
         for later, numbers in sorted(earlier.items())
@@ -257,27 +263,9 @@ def _drop_repeated(
     if not items:
         return indexed
     task = partial(_without_repeated, uri=uri)
-    mended = dict(
-        zip(sorted(earlier), map_items(items, task, resources=resources, progress=progress, unit="shards"), strict=True)
-    )
-    return [mended.get(number, item) for number, item in enumerate(indexed)]
-
-
-def _sharing(indexed: list[IndexedShard]) -> dict[int, set[int]]:
-    """For every shard with a hash that an earlier one has: which earlier ones. Equal hashes are not yet equal keys."""
-    hashes = np.concatenate([np.frombuffer(item.hashes, np.uint64) for item in indexed])
-    hashes.sort()  # in place: beside the hashes nothing here is as long as the pool
-    repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
-    del hashes
-    first: dict[int, int] = {}
-    earlier: dict[int, set[int]] = {}
-    for number, item in enumerate(indexed) if len(repeated) else ():
-        own = np.frombuffer(item.hashes, np.uint64)
-        place = np.searchsorted(repeated[:-1], own)  # of the last one too, as the first that is not smaller
-        for value in own[repeated[place] == own].tolist():
-            if (owner := first.setdefault(value, number)) != number:
-                earlier.setdefault(number, set()).add(owner)
-    return earlier
+    found = stream_items(items, task, resources=resources, progress=progress, unit="shards")
+    mended = {shard.number: shard for _, shard in found}
+    return [mended.get(item.number, item) for item in indexed]
 
 
 def _without_repeated(item: tuple[IndexedShard, list[Part]], uri: str) -> IndexedShard:

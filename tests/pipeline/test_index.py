@@ -1,7 +1,7 @@
 import io
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -158,13 +158,13 @@ def test_a_key_of_several_shards_stays_in_the_first(ray_local, tmp_path):
 
 
 def test_equal_hashes_of_different_keys_are_no_duplicates(ray_local, tmp_path, monkeypatch):
-    sharing = index._sharing
+    earlier = index.SharedKeys.earlier
 
-    def colliding(indexed):
-        assert sharing(indexed) == {}
+    def colliding(keys):
+        assert earlier(keys) == {}
         return {1: {0}, 2: {0, 1}}
 
-    monkeypatch.setattr(index, "_sharing", colliding)
+    monkeypatch.setattr(index.SharedKeys, "earlier", colliding)
     artifact = run_index(tmp_path / "run", write_dataset(tmp_path / "data"))
     assert (artifact.metrics["num_samples"], artifact.metrics["num_quarantined"]) == (12, 0)
 
@@ -283,10 +283,10 @@ def rewrite(path: Path, change: Callable[[bytes], bytes], new_time: bool) -> Non
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tasks in this process: quick, and open to the test."""
 
-    def map_here(items: list[Any], function: Callable[[Any], Any], **_: Any) -> list[Any]:
-        return [function(item) for item in items]
+    def stream_here(items: list[Any], function: Callable[[Any], Any], **_: Any) -> Iterator[tuple[int, Any]]:
+        return ((position, function(item)) for position, item in enumerate(items))
 
-    monkeypatch.setattr(index, "map_items", map_here)
+    monkeypatch.setattr(index, "stream_items", stream_here)
 
 
 def test_a_shard_more_leaves_the_others_unread_and_their_ids_alone(ray_local: None, tmp_path: Path) -> None:
@@ -524,16 +524,3 @@ def test_relative_places_are_those_of_the_folder(ray_local, tmp_path, monkeypatc
 def test_settings_that_contradict(changes, message):
     with pytest.raises(ValidationError, match=message):
         DataConfig(**{"shards": "a", **SETTINGS, **changes})
-
-
-def test_hashes_meet_in_the_first_shard():
-    def shard(*hashes):
-        class Stub:
-            pass
-
-        stub = Stub()
-        stub.hashes = np.array(hashes, np.uint64).tobytes()
-        return stub
-
-    assert index._sharing([shard(), shard(5, 1), shard(2), shard(1, 9, 2), shard(1, 5)]) == {3: {1, 2}, 4: {1}}
-    assert index._sharing([shard(), shard()]) == {}
