@@ -201,6 +201,13 @@ def kill_node(run: Run) -> None:
     run.nodes.add()
 
 
+def kill_head(run: Run) -> None:
+    """SIGKILL for the head, which takes the driver and all nodes with it; the same command, on a new cluster."""
+    run.driver.kill()
+    run.nodes.replace()
+    run.driver.wait()
+
+
 def kill_driver(run: Run) -> None:
     """SIGKILL; the same command follows."""
     run.driver.kill()
@@ -225,6 +232,7 @@ FAULTS: dict[str, Callable[[Run], None]] = {
     "worker": kill_worker,
     "other Ray process": kill_other,
     "node": kill_node,
+    "head": kill_head,
     "driver": kill_driver,
     "store killed": restart_store,
     "store suspended": suspend_store,

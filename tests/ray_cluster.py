@@ -59,22 +59,33 @@ class Nodes:
     """
 
     def __init__(self, folder: Path, count: int, cpus: int = 1, **environment: str) -> None:
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        self._folder, self._started = folder, 0
+        self._folder, self._count, self._cpus, self._own = folder, count, cpus, environment
+        self._started = 0
         (folder / "ray").mkdir()  # where Ray notes, for whoever looks there, which cluster it started last
+        self._begin()
+
+    def _begin(self) -> None:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        ours = {**RAY, **self._own}
         self._holder = subprocess.Popen(
-            [sys.executable, "-m", "tests.ray_cluster", str(cpus)],
-            env={**inherited, **RAY, **environment, "RAY_TMPDIR": str(folder), "PYTHONPATH": str(REPOSITORY)},
+            [sys.executable, "-m", "tests.ray_cluster", str(self._cpus)],
+            env={**inherited, **ours, "RAY_TMPDIR": str(self._folder), "PYTHONPATH": str(REPOSITORY)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=(folder / "cluster.log").open("w"),
+            stderr=(self._folder / "cluster.log").open("a"),
             text=True,
         )
+        disk = self._folder / str(self._started)
         self.address, self.head = self._start()
+        self.environment = {**ours, "TMPDIR": str(disk), "RAY_ADDRESS": self.address}
         self.workers: list[psutil.Process] = []
-        for _ in range(count - 1):
+        for _ in range(self._count - 1):
             self.add()
-        self.environment = {**RAY, **environment, "TMPDIR": str(folder / "0"), "RAY_ADDRESS": self.address}
+
+    def replace(self) -> None:
+        """SIGKILL for the head and, as Ray's nodes do not live without it, for all others; then a new cluster."""
+        self._end(patience=0)
+        self._begin()
 
     def _start(self) -> tuple[str, psutil.Process]:
         folder = self._folder / str(self._started)
@@ -104,10 +115,15 @@ class Nodes:
 
     def end(self) -> None:
         """End all of it."""
+        self._end(patience=10)
+
+    def _end(self, patience: float) -> None:
         started = psutil.Process(self._holder.pid).children(recursive=True)
         assert self._holder.stdin and self._holder.stdout
+        if patience:
+            self._holder.stdin.close()
+        _end([self._holder, *started], patience)
         self._holder.stdin.close()
-        _end([*started, self._holder], patience=10)
         self._holder.stdout.close()
 
 
