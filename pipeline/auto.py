@@ -29,26 +29,35 @@ def choose(
     held-out rows. None of other selectors.
     """
     found: dict[str, Any] | None = None
+    keep = exact(keep_fraction)
     if isinstance(selector, DoubleEnd):
         option, column = "mislabel_fraction", selector.columns[0]
+        used = _given(selector.options.mislabel_fraction)
         share = harder_share(selector, held, harder)
         if share is not None:
-            found = mislabel.evidence(share, held.wrong, exact(keep_fraction), seed)
+            found = mislabel.evidence(share, held.wrong, keep, seed, None if used is None else exact(used))
     elif isinstance(selector, DualBeta):
         option, column = "c_d", selector.columns[1]
+        used = _given(selector.options.c_d)
         if len(held.wrong):
-            dual, mean = (held.scores(name) for name in selector.columns)
             anchor = selector.anchor(pool)
-            shapes = [beta_parameters(anchor, keep_fraction, c_d) for c_d in shift.CHOICES]
-            logs = np.stack([log_weights(dual, mean, a, b) for a, b in shapes])
-            found = shift.evidence(held.harder_share(column), held.wrong, logs, exact(keep_fraction), seed)
+            dual, mean = (held.scores(name) for name in selector.columns)
+
+            def log_weights_at(c_d: float) -> NDArray[np.float64]:
+                return log_weights(dual, mean, *beta_parameters(anchor, keep_fraction, c_d))
+
+            found = shift.evidence(held.harder_share(column), held.wrong, log_weights_at, keep, seed, used)
     else:
         return None
-    used = getattr(selector.options, option)
-    auto = used == AUTO
-    if auto:
-        used = found["value"] if found else None
+    auto = used is None
+    if auto and found:
+        used = found["value"]
     return {"option": option, "column": column, "auto": auto, "used": used, "evidence": found}
+
+
+def _given(value: float | str) -> float | None:
+    """The number, None if it is to be chosen."""
+    return None if isinstance(value, str) else value
 
 
 def harder_share(selector: DoubleEnd, held: HeldOut, harder: Mapping[str, str]) -> NDArray[np.float64] | None:

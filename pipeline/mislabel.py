@@ -42,8 +42,11 @@ def choose(harder_share: Floats, wrong: Bools, keep: Fraction) -> Fraction:
     return _best(ErrorCurve.of(harder_share, wrong), keep)
 
 
-def evidence(harder_share: Floats, wrong: Bools, keep: Fraction, seed: int) -> dict[str, Any]:
-    """The chosen cut, and all that it rests on, as JSON values; arguments as those of `choose`.
+def evidence(
+    harder_share: Floats, wrong: Bools, keep: Fraction, seed: int, used: Fraction | None = None
+) -> dict[str, Any]:
+    """The chosen cut, and all that it rests on, as JSON values; arguments as those of `choose`; used: a cut that was
+    given, and is shown beside the others.
 
     value: m; interval: the middle 95% of m over bootstrap resamples of the rows, too narrow for some 20 of them; kept:
     of wrong_in_kept; bins: tenths of the order with their wrong held-out rows and the Wilson interval of p (fewer where
@@ -53,7 +56,8 @@ def evidence(harder_share: Floats, wrong: Bools, keep: Fraction, seed: int) -> d
     curve = ErrorCurve.of(harder_share, wrong)
     again = [float(choose(harder_share[rows], wrong[rows], keep)) for rows in resamples(seed, len(wrong))]
     chosen, share = _best(curve, keep), float(keep)
-    cuts = sorted({Fraction(step, TENTHS) for step in range(floor((1 - keep) * TENTHS) + 1)} | {chosen})
+    cuts = {Fraction(step, TENTHS) for step in range(floor((1 - keep) * TENTHS) + 1)} | {chosen}
+    cuts |= {used} if used is not None else set()
     return {
         "value": float(chosen),
         "kept": list(wrong_in_kept(harder_share, wrong, keep, seed)),
@@ -62,7 +66,7 @@ def evidence(harder_share: Floats, wrong: Bools, keep: Fraction, seed: int) -> d
         "num_wrong": int(wrong.sum()),
         "bins": tenths(harder_share, wrong),
         "curve": {"edges": curve.edges.tolist(), "rates": curve.rates.tolist()},
-        "cuts": [_cut(harder_share, wrong, float(cut), share, curve) for cut in cuts],
+        "cuts": [_cut(harder_share, wrong, float(cut), share, curve) for cut in sorted(cuts)],
     }
 
 

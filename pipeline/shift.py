@@ -16,6 +16,7 @@ and 2.8 at r = .5, .3 and .1: 81.0%, 79.2% and 72.4% accuracy, where 3 has 76.6%
 20 epochs, the largest G is .36 at r = .5, .33 to .34 at .3, .29 to .31 at .1.
 """
 
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -50,46 +51,55 @@ def chance(log_weights: Floats, keep: float) -> Floats:
     return found
 
 
-def evidence(harder_share: Floats, wrong: Bools, log_weights: Floats, keep: Fraction, seed: int) -> dict[str, Any]:
+def evidence(
+    harder_share: Floats,
+    wrong: Bools,
+    log_weights: Callable[[float], Floats],
+    keep: Fraction,
+    seed: int,
+    used: float | None = None,
+) -> dict[str, Any]:
     """The chosen c_d, and all that it rests on, as JSON values.
 
     harder_share: float64[h], of each held-out row the share of the pool that the mean takes for harder, 0..1; wrong:
-    bool[h], whether its pseudo-label is; h > 0; log_weights: [len(CHOICES), h], of the rows at each c_d; keep: r.
+    bool[h], whether its pseudo-label is; h > 0; log_weights: of the rows, [h], at a c_d; keep: r; used: a c_d that was
+    given, and is shown beside the others.
 
     value: c_d; interval: the middle 95% of it over bootstrap resamples of the rows, too narrow for some 20 of them;
-    bins: tenths of the order, as of a cut, each with the chance of its rows to be kept; curve: p; choices: of each c_d
-    how many of what it keeps are expected to be wrong, 0..1, and its worth, -1..1.
+    bins: tenths of the order, as of a cut, each with the chance of its rows to be kept with `used`, else with `value`;
+    curve: p; choices: of each c_d how many of what it keeps are expected to be wrong, 0..1, and its worth, -1..1.
     """
     curve, share = ErrorCurve.of(harder_share, wrong), float(keep)
-    chances = np.stack([chance(logs, share) for logs in log_weights])
+    chances = {c_d: chance(log_weights(c_d), share) for c_d in CHOICES}
     again = []
     for rows in resamples(seed, len(wrong)):
-        curve_again = ErrorCurve.of(harder_share[rows], wrong[rows])
-        again.append(CHOICES[_best(chances[:, rows], curve_again.worth(harder_share[rows], share))])
+        worth_again = ErrorCurve.of(harder_share[rows], wrong[rows]).worth(harder_share[rows], share)
+        again.append(_best({c_d: row[rows] for c_d, row in chances.items()}, worth_again))
     worth = curve.worth(harder_share, share)
-    chosen = _best(chances, worth)
+    value = _best(chances, worth)
+    if used is not None:
+        chances[used] = chance(log_weights(used), share)
     bins = tenths(harder_share, wrong)
     for row in bins:
         here = (harder_share >= row["low"]) & (harder_share < row["high"])
-        row["chance"] = float(chances[chosen, here].mean()) if here.any() else None
+        row["chance"] = float(chances[used or value][here].mean()) if here.any() else None
     return {
-        "value": CHOICES[chosen],
+        "value": value,
         "interval": middle(again),
         "num_holdout": len(wrong),
         "num_wrong": int(wrong.sum()),
         "bins": bins,
         "curve": {"edges": curve.edges.tolist(), "rates": curve.rates.tolist()},
         "choices": [
-            {"c_d": c_d, "wrong": _mean(wrong, row), "worth": _mean(worth, row)}
-            for c_d, row in zip(CHOICES, chances, strict=True)
+            {"c_d": c_d, "wrong": _mean(wrong, row), "worth": _mean(worth, row)} for c_d, row in sorted(chances.items())
         ],
     }
 
 
-def _best(chances: Floats, worth: Floats) -> int:
-    """The place of the best choice. chances: [len(CHOICES), h]; worth: [h]."""
-    found = np.array([_mean(worth, row) for row in chances])
-    return int(np.flatnonzero(found >= found.max() - 1e-12)[0])
+def _best(chances: Mapping[float, Floats], worth: Floats) -> float:
+    """The smallest c_d of those whose coreset is worth most."""
+    found = {c_d: _mean(worth, row) for c_d, row in chances.items()}
+    return min(c_d for c_d, mean in found.items() if mean >= max(found.values()) - 1e-12)
 
 
 def _mean(values: Any, weights: Floats) -> float:

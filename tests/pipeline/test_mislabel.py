@@ -94,6 +94,9 @@ def test_the_evidence_adds_up() -> None:
         gone, kept = u < row["fraction"], (u >= row["fraction"]) & (u < row["fraction"] + 0.3)
         assert (row["cut_wrong"], row["cut_right"]) == ((gone & wrong).sum(), (gone & ~wrong).sum())
         assert (row["kept_wrong"], row["kept_right"]) == ((kept & wrong).sum(), (kept & ~wrong).sum())
+    shown = evidence(u, wrong, Fraction("0.3"), seed=0, used=Fraction("0.05"))
+    assert sorted([*fractions, 0.05]) == [row["fraction"] for row in shown["cuts"]]
+    assert {**shown, "cuts": [row for row in shown["cuts"] if row["fraction"] != 0.05]} == found
     best = max(found["cuts"], key=lambda row: row["worth"])
     assert best["fraction"] == found["value"]
 

@@ -1,6 +1,8 @@
 """The rule for c_d: chances against real draws, the choice against brute force, and what moves it."""
 
+from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,16 +36,16 @@ def pool(n: int, seed: int = 0) -> tuple[pa.Table, NDArray[np.float64]]:
     return table, (np.argsort(np.argsort(mean)) + 0.5) / n
 
 
-def logs_of(table: pa.Table, keep: float) -> NDArray[np.float64]:
+def logs_of(table: pa.Table, keep: float, rows: Any = slice(None)) -> Callable[[float], NDArray[np.float64]]:
     dual, mean = (table[name].to_numpy() for name in ("dual", "dual_mean"))
     anchor = float(mean[np.argsort(-dual, kind="stable")[:10]].mean())
-    return np.stack([log_weights(dual, mean, *beta_parameters(anchor, keep, c_d)) for c_d in CHOICES])
+    return lambda c_d: log_weights(dual[rows], mean[rows], *beta_parameters(anchor, keep, c_d))
 
 
 @pytest.mark.parametrize(("c_d", "keep"), [(0.5, 0.3), (2.8, 0.1), (4.0, 0.5)])
 def test_chances_are_those_of_the_selector(c_d: float, keep: float) -> None:
     table, _ = pool(2000)
-    expected = chance(logs_of(table, keep)[CHOICES.index(c_d)], keep)
+    expected = chance(logs_of(table, keep)(c_d), keep)
     seen = np.zeros(2000)
     for seed in range(100):
         seen[select(table, "dual_beta", keep_fraction=keep, c_d=c_d, seed=seed)] += 0.01
@@ -62,6 +64,9 @@ def test_the_choice_is_the_one_whose_coreset_is_worth_most(keep: str) -> None:
         assert row["worth"] == pytest.approx(worth[kept].mean(), abs=0.02)
         assert row["wrong"] == pytest.approx(wrong[kept].mean(), abs=0.04)
     assert [row["c_d"] for row in found["choices"]] == list(CHOICES)
+    shown = evidence(share, wrong, logs_of(table, float(keep)), Fraction(keep), seed=0, used=3.0)
+    assert [row["c_d"] for row in shown["choices"]] == sorted([*CHOICES, 3.0]) and shown["value"] == found["value"]
+    assert shown["bins"] != found["bins"]
     best = max(found["choices"], key=lambda row: row["worth"])
     low, high = found["interval"]
     assert found["value"] == best["c_d"] and low <= found["value"] <= high
@@ -81,11 +86,11 @@ def test_the_more_is_wrong_at_the_hard_end_the_easier_are_those_that_are_drawn()
 def test_a_few_held_out_rows_choose_as_many_do() -> None:
     table, share = pool(3000)
     wrong = np.random.default_rng(1).random(3000) < 0.9 * np.exp(-share / 0.3)
-    logs = logs_of(table, 0.3)
-    everyone = {row["c_d"]: row["worth"] for row in evidence(share, wrong, logs, Fraction("0.3"), 0)["choices"]}
+    found = evidence(share, wrong, logs_of(table, 0.3), Fraction("0.3"), 0)
+    everyone = {row["c_d"]: row["worth"] for row in found["choices"]}
     lost = []
     for seed in range(8):
         rows = np.random.default_rng(seed).choice(3000, 200, replace=False)
-        value = evidence(share[rows], wrong[rows], logs[:, rows], Fraction("0.3"), 0)["value"]
+        value = evidence(share[rows], wrong[rows], logs_of(table, 0.3, rows), Fraction("0.3"), 0)["value"]
         lost.append(max(everyone.values()) - everyone[value])
     assert np.mean(lost) < 0.015 and max(everyone.values()) - min(everyone.values()) > 0.1
