@@ -202,7 +202,8 @@ def kill_node(run: Run) -> None:
 
 
 def kill_head(run: Run) -> None:
-    """SIGKILL for the head, which takes the driver and all nodes with it; the same command, on a new cluster."""
+    """SIGKILL for the driver, the head and all nodes, as if the machine of the first two went; then a new cluster, and
+    the same command."""
     run.driver.kill()
     run.nodes.replace()
     run.driver.wait()

@@ -76,7 +76,7 @@ def make(data: Path, out: Path, variant: str, images: int | None) -> Path:
     return folder
 
 
-def selections(fractions: list[float], judged: bool, grid: bool) -> list[dict[str, Any]]:
+def selections(fractions: list[float], *, judged: bool, grid: bool) -> list[dict[str, Any]]:
     """Of every size: the two methods of SemiPrune, CCS and EL2N; their names end in the size.
 
     judged: whether held-out labels choose options; without them, nothing is cut. c_d is the published 3, too.
@@ -111,7 +111,7 @@ def recipe(options: argparse.Namespace, shards: Path, algorithm: str, labels: in
         "split": {"num_labelled": 0 if label_free else labels, "holdout_fraction": 0.2 if judged else 0.0},
         "proxy": {**network["proxy"], "batch_size": 128},
         "score": {"aum": {}, "forgetting": {}, "el2n": {"num_epochs": 10}, "dual": {"T": network["T"], "J": 10}},
-        "select": selections(options.keep, judged, options.grid and labels is not None),
+        "select": selections(options.keep, judged=judged, grid=options.grid and labels is not None),
         "resources": {"num_workers": options.workers, "cpus_per_worker": options.threads},
     }
     if label_free:

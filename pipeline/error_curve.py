@@ -13,6 +13,7 @@ and the options of a selector that held-out labels choose are those that keep th
 what that has been measured against, and h was fitted to.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,10 +76,18 @@ class ErrorCurve:
         return np.clip(np.searchsorted(self.edges, u, side="right") - 1, 0, len(self.rates) - 1)
 
 
+def tenth_of(harder_share: Floats) -> tuple[NDArray[np.int64], int]:
+    """In which of equal stretches of the order each held-out row is, hardest first, and how many there are.
+
+    Ten, or one for every ten rows if fewer.
+    """
+    number = max(1, min(TENTHS, len(harder_share) // 10))
+    return np.minimum((harder_share * number).astype(np.int64), number - 1), number
+
+
 def tenths(harder_share: Floats, wrong: Bools) -> list[dict[str, Any]]:
-    """Wrong held-out rows in equal stretches of the order, hardest first: ten, or one for every ten rows if fewer."""
-    number = max(1, min(TENTHS, len(wrong) // 10))
-    place = np.minimum((harder_share * number).astype(np.int64), number - 1)
+    """Wrong held-out rows in the stretches of `tenth_of`."""
+    place, number = tenth_of(harder_share)
     total = np.bincount(place, minlength=number)
     found = np.bincount(place, weights=wrong, minlength=number).astype(np.int64)
     return [
@@ -93,10 +102,19 @@ def tenths(harder_share: Floats, wrong: Bools) -> list[dict[str, Any]]:
     ]
 
 
-def resamples(seed: int, num_rows: int) -> list[NDArray[np.int64]]:
+def resamples(seed: int, num_rows: int) -> Iterator[NDArray[np.int64]]:
     """Bootstrap samples of rows, each int64[num_rows] of 0..num_rows-1."""
-    draws = [counter.uniform(seed, "error-curve", draw, np.arange(num_rows)) for draw in range(RESAMPLES)]
-    return [(draw * num_rows).astype(np.int64) for draw in draws]
+    for draw in range(RESAMPLES):
+        yield (counter.uniform(seed, "error-curve", draw, np.arange(num_rows)) * num_rows).astype(np.int64)
+
+
+def parts(seed: int, num_rows: int) -> Iterator[Bools]:
+    """Tenths of the rows at random, or each row alone if fewer, as bool[num_rows]; none of a single row.
+
+    Each is to judge what the others choose: rows that took part in choosing what is kept make it look too good.
+    """
+    part = np.argsort(np.argsort(counter.uniform(seed, "error-curve-part", 0, np.arange(num_rows)))) % TENTHS
+    yield from (part == k for k in range(min(TENTHS, num_rows) if num_rows > 1 else 0))
 
 
 def middle(values: list[float]) -> list[float]:

@@ -24,12 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import counter
-from pipeline.error_curve import TENTHS, Bools, ErrorCurve, Floats, middle, resamples, tenths
+from pipeline.error_curve import TENTHS, Bools, ErrorCurve, Floats, middle, parts, resamples, tenths
 
 STEPS = 100
 """A cut is a multiple of 1 / STEPS."""
-FOLDS = 10
 
 
 def choose(harder_share: Floats, wrong: Bools, keep: Fraction) -> Fraction:
@@ -60,7 +58,7 @@ def evidence(
     cuts |= {used} if used is not None else set()
     return {
         "value": float(chosen),
-        "kept": list(wrong_in_kept(harder_share, wrong, keep, seed)),
+        "kept": list(wrong_in_kept(harder_share, wrong, keep, seed, used)),
         "interval": middle(again),
         "num_holdout": len(wrong),
         "num_wrong": int(wrong.sum()),
@@ -70,22 +68,19 @@ def evidence(
     }
 
 
-def wrong_in_kept(harder_share: Floats, wrong: Bools, keep: Fraction, seed: int) -> tuple[int, int]:
-    """How many held-out rows are wrong, of how many, in what a chosen cut keeps; arguments as those of `choose`.
+def wrong_in_kept(
+    harder_share: Floats, wrong: Bools, keep: Fraction, seed: int, used: Fraction | None = None
+) -> tuple[int, int]:
+    """How many held-out rows are wrong, of how many, in what the cut `used` keeps; arguments as those of `choose`.
 
-    Each tenth of the rows is judged by the cut that the others choose: a cut that a row took part in choosing tends to
-    end behind it if it is wrong, so those rows would make the kept ones look better than they are.
+    Without it, in what a chosen cut keeps: each tenth of the rows is judged by the cut that the others choose. A cut
+    that a row took part in choosing tends to end behind it if it is wrong.
     """
-    fold = np.argsort(np.argsort(counter.uniform(seed, "mislabel-fold", 0, np.arange(len(wrong))))) % FOLDS
-    found = np.zeros(2, dtype=np.int64)
-    for k in range(FOLDS if len(wrong) > 1 else 0):
-        own = fold == k
-        if not own.any():
-            continue
-        cut = float(choose(harder_share[~own], wrong[~own], keep))
-        kept = own & (harder_share >= cut) & (harder_share < cut + float(keep))
-        found += [int((kept & wrong).sum()), int(kept.sum())]
-    return int(found[0]), int(found[1])
+    kept = np.zeros(len(wrong), dtype=bool)
+    for own in [np.ones(len(wrong), dtype=bool)] if used is not None else parts(seed, len(wrong)):
+        cut = float(choose(harder_share[~own], wrong[~own], keep) if used is None else used)
+        kept |= own & (harder_share >= cut) & (harder_share < cut + float(keep))
+    return int((kept & wrong).sum()), int(kept.sum())
 
 
 def _best(curve: ErrorCurve, keep: Fraction) -> Fraction:

@@ -1,7 +1,7 @@
 """Stage `select`: the coreset, exact to the sample, and what annotating it will cost."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Annotated, Any, TypeVar
 
@@ -18,7 +18,7 @@ from pipeline.parallel import stream_items
 from pipeline.pool import Pool, Rows, TablePool, Without
 from pipeline.ranks import Cut
 from pipeline.resources import Resources
-from pipeline.selectors import SELECTORS, Selector, budget, build, cuts, preferred
+from pipeline.selectors import AUTO, SELECTORS, Selector, budget, build, cuts, preferred
 from pipeline.stage import Artifact, Output, Part, Progress, write_table_part
 from pipeline.trust import HeldOut, expected_wrong, unlabelled_alone
 
@@ -56,9 +56,9 @@ class SelectConfig(Config):
         if not {"selector", "keep_fraction"} <= info.data.keys():
             return options  # those have their own errors
         complete = asdict(build(info.data["selector"], info.data["keep_fraction"], options).options)
-        undecided = auto.option_of(complete.get("options", {}))
-        if undecided:
-            raise ValueError(f"{undecided}='auto' is chosen for all classes at once, not class by class: give a number")
+        for name, value in complete.get("options", {}).items():
+            if value == AUTO:
+                raise ValueError(f"{name}='auto' is chosen for all classes at once, not class by class: give a number")
         return complete
 
     def build(self) -> Selector:
@@ -68,7 +68,7 @@ class SelectConfig(Config):
     @property
     def undecided(self) -> str | None:
         """The option that held-out labels are to choose, if one is."""
-        return auto.option_of(self.options)
+        return auto.undecided(self.build())
 
 
 def run(
@@ -80,9 +80,9 @@ def run(
     before, if what it kept stays and the rest of the budget is chosen among the samples that are new since. Metrics:
     cuts are the least and the largest kept value of the first score that the selector reads; annotation_bill counts
     every label paid for, those of the split that are not in the coreset too; wrong: what is expected of the coreset's
-    pseudo-labels, as expected_wrong has it, None where nothing is, as of all selectors but double_end where every fold
-    of the labels was held out from a pool of its own; choice: the option that held-out labels choose or could have
-    chosen, as `auto.choose` has it. UserError if the samples that are to be kept exceed the budget, if the version
+    pseudo-labels, as expected_wrong has it, None where nothing is, as of selectors without a choice where every fold of
+    the labels was held out from a pool of its own; choice: the option that held-out labels choose or could have chosen,
+    as `auto.choose` has it. UserError if the samples that are to be kept exceed the budget, if the version
     before had another keep_fraction, or if nothing can choose an auto option.
     """
     seed = config.seed
@@ -91,15 +91,6 @@ def run(
     harder = inputs["score"].metrics["harder"]
     selector = config.build()
     pool = _open_pool(inputs, selector.columns, resources, progress)
-    choice = auto.choose(selector, config.keep_fraction, held, harder, pool, seed)
-    if choice and choice["auto"]:
-        if choice["used"] is None:
-            raise UserError(
-                f"select: {config.name!r} has {choice['option']}=auto but no label is held out to choose it by: set "
-                "split.holdout_fraction above 0 and give more labels, or name a number"
-            )
-        options = {**config.options, choice["option"]: choice["used"]}
-        selector = build(config.selector, config.keep_fraction, options)
     size = budget(config.keep_fraction, pool.num_samples)
     labelled = np.sort(inputs["split"].table()["sample_id"].to_numpy())
     forced = labelled if config.keep_labelled else labelled[:0]
@@ -112,6 +103,14 @@ def run(
     if "earlier" in inputs:
         forced, settled = _go_on(inputs["earlier"], forced, size, config)
     others = Without(pool, settled) if len(settled) else pool
+    choice = auto.choose(selector, others, size - len(forced), held, harder, seed) if len(forced) < size else None
+    if choice and choice["auto"]:
+        if choice["used"] is None:
+            raise UserError(
+                f"select: {config.name!r} has {choice['option']}=auto but no label is held out to choose it by: set "
+                "split.holdout_fraction above 0 and give more labels, or name a number"
+            )
+        selector = type(selector)(replace(selector.options, **{choice["option"]: choice["used"]}))
     found = cuts(selector, others, [size - len(forced)], seed) if len(forced) < size else []
     column = next((name for name in selector.columns if name in inputs["score"].metrics["harder"]), None)
     together = size <= TOGETHER
@@ -125,10 +124,10 @@ def run(
     in_coreset = np.concatenate([facts.labelled for facts in kept])
     both, seen = len(in_coreset), held.wrong[np.isin(held.sample_ids, in_coreset)]
     wrong, total = int(seen.sum()), len(seen)
-    if choice and choice["auto"] and "kept" in choice["evidence"]:  # by rows that did not take part in the choice
+    if choice and choice["auto"]:  # by rows that did not take part in the choice
         wrong, total = choice["evidence"]["kept"]
-    elif not held.in_pool:
-        wrong, total = auto.kept_of_folds(selector, config.keep_fraction, held, harder)
+    elif not held.in_pool:  # by the cut or the draw in the pool of each fold
+        wrong, total = choice["evidence"]["kept"] if choice and choice["evidence"] else (0, 0)
     expected = None if config.keep_labelled else expected_wrong(wrong, total, size - both)
     ranges = [facts.range for facts in kept if facts.range]
     return {

@@ -1,7 +1,9 @@
-"""Which shards hold the same key: found with memory that does not grow with the pool."""
+"""Which shards hold the same key: found on disk, with a 256th of all hashes in memory at a time."""
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +19,23 @@ BUCKETS = 256
 _RECORD = np.dtype([("hash", np.uint64), ("shard", np.int32)])
 
 
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            "the hashes of all keys, 12 bytes a sample, cannot be written into the temporary folder: "
+            f"{error.strerror}: free some of it, or set TMPDIR to a larger place on a disk"
+        ) from error
+
+
 class SharedKeys:
     """Hashes of keys, 12 bytes each in a nameless file of the temporary folder, which ends with this process."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as this object
+        with _explained():
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115  it is closed when all is found
         self._written = 0
         self._bounds: list[NDArray[np.int64]] = []  # of every run in the file, where its buckets begin and end
         self._waiting: list[NDArray[np.void]] = []
@@ -39,7 +53,7 @@ class SharedKeys:
     def earlier(self) -> dict[int, set[int]]:
         """For every shard with a hash that one of a smaller number has: the first of those, of each such hash.
 
-        Equal hashes are not yet equal keys.
+        Equal hashes are not yet equal keys. Once, as the file is gone afterwards.
         """
         self._write()
         found: dict[int, set[int]] = {}
@@ -52,9 +66,10 @@ class SharedKeys:
             place = np.searchsorted(repeated[:-1], records["hash"])  # of the last one too: the first not smaller
             among = np.sort(records[repeated[place] == records["hash"]])
             first = among["shard"][np.searchsorted(among["hash"], among["hash"])]
-            for shard, owner in zip(among["shard"].tolist(), first.tolist(), strict=True):
+            for shard, owner in np.unique(np.stack([among["shard"], first], axis=1), axis=0).tolist():
                 if shard != owner:
                     found.setdefault(shard, set()).add(owner)
+        self._file.close()
         return found
 
     def _write(self) -> None:
@@ -65,14 +80,9 @@ class SharedKeys:
         self._waiting, self._num_waiting = [], 0
         leading = (records["hash"] >> np.uint64(56)).astype(np.uint8)
         sizes = np.bincount(leading, minlength=BUCKETS)
-        try:
+        with _explained():
             self._file.write(records[np.argsort(leading, kind="stable")].tobytes())
             self._file.flush()
-        except OSError as error:
-            raise StorageError(
-                f"the hashes of all keys, 12 bytes a sample, do not fit into {tempfile.gettempdir()!r}: "
-                f"{error.strerror}: free some of it, or set TMPDIR to a larger place"
-            ) from error
         self._bounds.append(self._written + np.concatenate([[0], np.cumsum(sizes)]))
         self._written += len(records)
 

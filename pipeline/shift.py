@@ -2,8 +2,8 @@
 
 DUAL-beta draws without replacement, with probability in proportion to w = BetaPDF(mean; a, b) * DUAL, where c_d shifts
 a and b (pipeline/selectors/dual_beta.py). If a share r of the pool is drawn, an example of weight w is in the coreset
-with chance 1 - exp(-t w), where t makes the mean of these chances r. The rule is: the c_d of CHOICES whose coreset is
-expected to be worth most,
+with chance 1 - exp(-t w), where t makes the mean of these chances, here that of the held-out rows, r. The rule is: the
+c_d of CHOICES whose coreset is expected to be worth most,
 
     G(c_d) = sum of chance * g(u)  /  sum of chance
 
@@ -17,13 +17,14 @@ and 2.8 at r = .5, .3 and .1: 81.0%, 79.2% and 72.4% accuracy, where 3 has 76.6%
 """
 
 from collections.abc import Callable, Mapping
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import brentq
 
-from pipeline.error_curve import Bools, ErrorCurve, Floats, middle, resamples, tenths
+from pipeline import counter
+from pipeline.error_curve import Bools, ErrorCurve, Floats, middle, parts, resamples, tenth_of, tenths
 
 CHOICES = (0.12, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 """Steps of the square root of 2. 4 is what the authors take for CIFAR with true labels: where no pseudo-label is wrong,
@@ -55,7 +56,7 @@ def evidence(
     harder_share: Floats,
     wrong: Bools,
     log_weights: Callable[[float], Floats],
-    keep: Fraction,
+    keep: float,
     seed: int,
     used: float | None = None,
 ) -> dict[str, Any]:
@@ -66,26 +67,34 @@ def evidence(
     given, and is shown beside the others.
 
     value: c_d; interval: the middle 95% of it over bootstrap resamples of the rows, too narrow for some 20 of them;
-    bins: tenths of the order, as of a cut, each with the chance of its rows to be kept with `used`, else with `value`;
-    curve: p; choices: of each c_d how many of what it keeps are expected to be wrong, 0..1, and its worth, -1..1.
+    kept: how many rows are wrong, of how many, in a draw with `used`, else with the c_d that other rows chose; bins:
+    tenths of the order, as of a cut, each with the chance of its rows to be kept with `used`, else with `value`; curve:
+    p; choices: of each c_d how many of what it keeps are expected to be wrong, 0..1, and its worth, -1..1.
     """
-    curve, share = ErrorCurve.of(harder_share, wrong), float(keep)
-    chances = {c_d: chance(log_weights(c_d), share) for c_d in CHOICES}
-    again = []
-    for rows in resamples(seed, len(wrong)):
-        worth_again = ErrorCurve.of(harder_share[rows], wrong[rows]).worth(harder_share[rows], share)
-        again.append(_best({c_d: row[rows] for c_d, row in chances.items()}, worth_again))
-    worth = curve.worth(harder_share, share)
+    curve = ErrorCurve.of(harder_share, wrong)
+    worth = curve.worth(harder_share, keep)
+    chances = {c_d: chance(log_weights(c_d), keep) for c_d in CHOICES}
+
+    def chosen_by(rows: NDArray[Any]) -> float:
+        own = ErrorCurve.of(harder_share[rows], wrong[rows]).worth(harder_share[rows], keep)
+        return _best({c_d: of_all[rows] for c_d, of_all in chances.items()}, own)
+
     value = _best(chances, worth)
-    if used is not None:
-        chances[used] = chance(log_weights(used), share)
-    bins = tenths(harder_share, wrong)
-    for row in bins:
-        here = (harder_share >= row["low"]) & (harder_share < row["high"])
-        row["chance"] = float(chances[used or value][here].mean()) if here.any() else None
+    again = [chosen_by(rows) for rows in resamples(seed, len(wrong))]
+    judged = np.zeros(len(wrong)) if used is None else chance(log_weights(used), keep)
+    if used is None:
+        for own in parts(seed, len(wrong)):
+            judged[own] = chances[chosen_by(~own)][own]
+    else:
+        chances[used] = judged
+    kept = counter.uniform(seed, "shift-kept", 0, np.arange(len(wrong))) < judged
+    bins, (place, _) = tenths(harder_share, wrong), tenth_of(harder_share)
+    for number, row in enumerate(bins):
+        row["chance"] = _mean(chances[value if used is None else used], place == number)
     return {
         "value": value,
         "interval": middle(again),
+        "kept": [int((kept & wrong).sum()), int(kept.sum())],
         "num_holdout": len(wrong),
         "num_wrong": int(wrong.sum()),
         "bins": bins,
@@ -102,6 +111,6 @@ def _best(chances: Mapping[float, Floats], worth: Floats) -> float:
     return min(c_d for c_d, mean in found.items() if mean >= max(found.values()) - 1e-12)
 
 
-def _mean(values: Any, weights: Floats) -> float:
-    """Of a coreset, by the chances of the rows."""
+def _mean(values: Any, weights: Any) -> float:
+    """Of a coreset, by the chances of the rows; 0 where there are none."""
     return float(values @ weights / max(weights.sum(), np.finfo(np.float64).tiny))

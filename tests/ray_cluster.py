@@ -8,6 +8,7 @@ node for every line of its input, a folder, answers with the cluster's address a
 them all when its input does.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -131,7 +132,8 @@ def _end(processes: Sequence[psutil.Process | subprocess.Popen], patience: float
     """Kill what has not ended by itself after some seconds."""
     _, alive = psutil.wait_procs(processes, timeout=patience)
     for straggler in alive:
-        straggler.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # many end with the one that was just killed
+            straggler.kill()
     psutil.wait_procs(alive)
 
 

@@ -151,7 +151,10 @@ def test_a_coreset_is_judged_by_the_cut_in_the_pools_of_the_folds(done: dict[str
     assert metrics["wrong"]["expected"] == pytest.approx(sum(kept) / len(kept) * unknown)
     auto = selected(done, tmp_path / "auto", "double_end", mislabel_fraction="auto")
     assert [auto["wrong"]["wrong"], auto["wrong"]["seen"]] == auto["choice"]["evidence"]["kept"]
-    assert selected(done, tmp_path / "beta", "dual_beta")["wrong"] is None
+    for c_d in ("auto", 3.0):
+        drawn = selected(done, tmp_path / f"beta {c_d}", "dual_beta", c_d=c_d)
+        assert [drawn["wrong"]["wrong"], drawn["wrong"]["seen"]] == drawn["choice"]["evidence"]["kept"]
+    assert selected(done, tmp_path / "any", "random")["wrong"] is None
 
 
 @pytest.mark.parametrize(

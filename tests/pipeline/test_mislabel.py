@@ -96,7 +96,10 @@ def test_the_evidence_adds_up() -> None:
         assert (row["kept_wrong"], row["kept_right"]) == ((kept & wrong).sum(), (kept & ~wrong).sum())
     shown = evidence(u, wrong, Fraction("0.3"), seed=0, used=Fraction("0.05"))
     assert sorted([*fractions, 0.05]) == [row["fraction"] for row in shown["cuts"]]
-    assert {**shown, "cuts": [row for row in shown["cuts"] if row["fraction"] != 0.05]} == found
+    kept = (u >= 0.05) & (u < 0.35)
+    assert shown["kept"] == [(kept & wrong).sum(), kept.sum()]
+    cuts = [row for row in shown["cuts"] if row["fraction"] != 0.05]
+    assert {**shown, "cuts": cuts, "kept": found["kept"]} == found
     best = max(found["cuts"], key=lambda row: row["worth"])
     assert best["fraction"] == found["value"]
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from pipeline import select
+from pipeline.auto import choose as choose_option
 from pipeline.dynamics import DynamicsWriter
 from pipeline.errors import UserError
 from pipeline.mislabel import choose
@@ -24,7 +25,7 @@ from pipeline.selectors import SELECTORS, cuts, preferred
 from pipeline.selectors.dual_beta import beta_parameters, log_weights
 from pipeline.shift import CHOICES, evidence
 from pipeline.stage import Artifact, Output, Stage
-from pipeline.trust import GIVEN, HARDER_SHARE
+from pipeline.trust import GIVEN, HARDER_SHARE, HeldOut
 from tests.pipeline.selectors.pools import vectors
 
 OPTIONS: dict[str, dict[str, Any]] = {"zcore": {"draws": 50}}
@@ -136,7 +137,7 @@ def test_ranks_are_a_permutation_and_ids_ascend(tmp_path: Path, inputs: dict[str
     assert again.equals(table)
 
 
-@pytest.mark.parametrize("name", ["double_end", "ccs", "class_balanced", "k_center", "random"])
+@pytest.mark.parametrize("name", ["double_end", "dual_beta", "ccs", "class_balanced", "k_center", "random"])
 @pytest.mark.parametrize("keep_labelled", [False, True])
 @pytest.mark.parametrize("together", [40, 10])
 @pytest.mark.usefixtures("ray_local")
@@ -148,7 +149,8 @@ def test_parts_that_stay_apart_give_the_same_coreset(
     keep_labelled: bool,
     together: int,
 ) -> None:
-    settings = config(selector=name, keep_labelled=keep_labelled)
+    options = {"c_d": "auto"} if name == "dual_beta" else {}
+    settings = config(selector=name, keep_labelled=keep_labelled, options=options)
     expected, metrics = run(tmp_path / "one", settings, **inputs)
     monkeypatch.setattr(select, "TOGETHER", together)  # of 100 samples and 30 that are kept
     found, found_metrics = run(tmp_path / "many", settings, **inputs)
@@ -203,7 +205,8 @@ def test_an_auto_cut_is_the_one_of_the_rule_and_is_written_down(tmp_path: Path, 
     by_hand = config(selector="double_end", options={"mislabel_fraction": 0.31})
     same, said = run(tmp_path / "by hand", by_hand, **many_held)
     assert table.equals(same) and table["sample_id"].to_pylist() == list(range(31, 61))
-    assert said["choice"] == {**metrics["choice"], "auto": False}
+    evidence_too = {**metrics["choice"]["evidence"], "kept": said["choice"]["evidence"]["kept"]}
+    assert said["choice"] == {**metrics["choice"], "auto": False, "evidence": evidence_too}
     assert metrics["wrong"]["expected"] >= said["wrong"]["expected"] == 0  # by rows that had no part in the choice
 
 
@@ -217,15 +220,47 @@ def test_an_auto_c_d_is_the_one_of_the_rule_and_is_written_down(tmp_path: Path, 
         return log_weights(dual[ids], mean[ids], *beta_parameters(anchor, 0.3, c_d))
 
     wrong = np.array(list(HARD_ARE_WRONG.values()))
-    expected = evidence((ids + 0.5) / 100, wrong, logs, Fraction("0.3"), 0)
+    expected = evidence((ids + 0.5) / 100, wrong, logs, 0.3, 0)
     facts = {"option": "c_d", "column": "dual_mean", "auto": True, "used": expected["value"]}
     assert metrics["choice"] == {**facts, "evidence": expected}
     assert CHOICES[0] < expected["value"] < 3 and metrics["wrong"]["seen"] > 0
     by_hand = config(selector="dual_beta", options={"c_d": expected["value"]})
     same, said = run(tmp_path / "by hand", by_hand, **many_held)
-    assert table.equals(same) and said == {**metrics, "choice": {**metrics["choice"], "auto": False}}
+    assert table.equals(same)
+    told = {name: said["choice"]["evidence"][name] for name in ("kept", "bins")}  # of this number, not of a chosen one
+    evidence_too = {**metrics["choice"]["evidence"], **told}
+    assert said["choice"] == {**metrics["choice"], "auto": False, "evidence": evidence_too}
+    assert [metrics["wrong"]["wrong"], metrics["wrong"]["seen"]] == expected["kept"]
     fixed, _ = run(tmp_path / "as published", config(selector="dual_beta"), **many_held)
     assert fixed["sample_id"].to_numpy().mean() < table["sample_id"].to_numpy().mean() - 5  # 0 is the hardest
+
+
+@pytest.mark.parametrize(("selector", "option"), [("double_end", "mislabel_fraction"), ("dual_beta", "c_d")])
+def test_what_is_chosen_is_of_what_is_left_to_draw(
+    tmp_path: Path, many_held: dict[str, Artifact], selector: str, option: str
+) -> None:
+    """With the labelled samples kept, which here are the hardest and half of the budget."""
+    forced = np.arange(15)
+    roles = pa.array(["train"] * 15)
+    many_held["split"] = artifact(tmp_path / "half", pa.table({"sample_id": forced, "role": roles}))
+    auto = config(selector=selector, options={option: "auto"}, keep_labelled=True)
+    table, metrics = run(tmp_path / "out", auto, **many_held)
+    assert table.num_rows == 30 and set(forced) <= set(table["sample_id"].to_pylist())
+    built = config(selector=selector, options={option: "auto"}).build()
+    others = SCORES.filter(pa.array(~np.isin(np.arange(100), forced)))
+    held = HeldOut.load(many_held["trust"])
+    harder = many_held["score"].metrics["harder"]
+    assert metrics["choice"] == choose_option(built, TablePool(others, built.columns), 15, held, harder, 0)
+    whole = choose_option(built, TablePool(SCORES, built.columns), 30, held, harder, 0)
+    assert whole is not None and whole["evidence"] != metrics["choice"]["evidence"]
+
+
+def test_nothing_is_chosen_where_nothing_is_left_to_draw(tmp_path: Path, many_held: dict[str, Artifact]) -> None:
+    ids = pa.table({"sample_id": np.arange(30), "role": pa.array(["train"] * 30)})
+    many_held["split"] = artifact(tmp_path / "all", ids)
+    auto = config(selector="dual_beta", options={"c_d": "auto"}, keep_labelled=True)
+    table, metrics = run(tmp_path / "out", auto, **many_held)
+    assert table["sample_id"].to_pylist() == list(range(30)) and metrics["choice"] is None
 
 
 def test_an_auto_cut_goes_from_the_end_that_is_said_to_be_hard(tmp_path: Path, inputs: dict[str, Artifact]) -> None:
@@ -305,6 +340,10 @@ def test_settings_are_written_out_so_that_equal_ones_have_equal_keys() -> None:
                 "options": {"selector": "double_end", "options": {"mislabel_fraction": "auto"}},
             },
             "mislabel_fraction='auto' is chosen for all classes at once, not class by class",
+        ),
+        (
+            {"selector": "class_balanced", "options": {"selector": "dual_beta", "options": {"c_d": "auto"}}},
+            "c_d='auto' is chosen for all classes at once, not class by class",
         ),
         ({"selector": "class_balanced", "options": {"selector": "best"}}, "selector='best' cannot go by class"),
     ],

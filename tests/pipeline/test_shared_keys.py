@@ -41,5 +41,5 @@ def test_a_full_disk_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = SharedKeys()
     keys._file = Path("/dev/full").open("w+b")  # noqa: SIM115
     keys.add(0, np.arange(5, dtype=np.uint64).tobytes())
-    with pytest.raises(StorageError, match=r"do not fit into .* No space left on device: free some .* TMPDIR"):
+    with pytest.raises(StorageError, match=r"cannot be written .* No space left on device: free some .* TMPDIR"):
         keys.earlier()

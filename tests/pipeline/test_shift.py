@@ -1,7 +1,6 @@
 """The rule for c_d: chances against real draws, the choice against brute force, and what moves it."""
 
 from collections.abc import Callable
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -57,40 +56,58 @@ def test_chances_are_those_of_the_selector(c_d: float, keep: float) -> None:
 def test_the_choice_is_the_one_whose_coreset_is_worth_most(keep: str) -> None:
     table, share = pool(4000)
     wrong = np.random.default_rng(1).random(4000) < 0.9 * np.exp(-share / 0.3)
-    found = evidence(share, wrong, logs_of(table, float(keep)), Fraction(keep), seed=0)
+    found = evidence(share, wrong, logs_of(table, float(keep)), float(keep), seed=0)
     worth = ErrorCurve.of(share, wrong).worth(share, float(keep))
     for row in found["choices"]:
         kept = select(table, "dual_beta", keep_fraction=float(keep), c_d=row["c_d"])
         assert row["worth"] == pytest.approx(worth[kept].mean(), abs=0.02)
         assert row["wrong"] == pytest.approx(wrong[kept].mean(), abs=0.04)
     assert [row["c_d"] for row in found["choices"]] == list(CHOICES)
-    shown = evidence(share, wrong, logs_of(table, float(keep)), Fraction(keep), seed=0, used=3.0)
+    shown = evidence(share, wrong, logs_of(table, float(keep)), float(keep), seed=0, used=3.0)
     assert [row["c_d"] for row in shown["choices"]] == sorted([*CHOICES, 3.0]) and shown["value"] == found["value"]
-    assert shown["bins"] != found["bins"]
     best = max(found["choices"], key=lambda row: row["worth"])
     low, high = found["interval"]
     assert found["value"] == best["c_d"] and low <= found["value"] <= high
-    assert found == evidence(share, wrong, logs_of(table, float(keep)), Fraction(keep), seed=0)
-    np.testing.assert_allclose(np.mean([row["chance"] for row in found["bins"]]), float(keep), atol=0.01)
+    assert found == evidence(share, wrong, logs_of(table, float(keep)), float(keep), seed=0)
+    for result, c_d in ((found, found["value"]), (shown, 3.0)):
+        chances = chance(logs_of(table, float(keep))(c_d), float(keep))
+        for row in result["bins"]:
+            here = (share >= row["low"]) & (share < row["high"])
+            assert row["chance"] == pytest.approx(chances[here].mean())
 
 
 def test_the_more_is_wrong_at_the_hard_end_the_easier_are_those_that_are_drawn() -> None:
     table, share = pool(2000)
     random, logs = np.random.default_rng(0).random(2000), logs_of(table, 0.3)
-    chosen = [
-        evidence(share, random < rate * np.exp(-share / 0.4), logs, Fraction("0.3"), 0)["value"] for rate in (0, 0.4, 1)
-    ]
+    chosen = [evidence(share, random < rate * np.exp(-share / 0.4), logs, 0.3, 0)["value"] for rate in (0, 0.4, 1)]
     assert chosen == sorted(chosen, reverse=True) and chosen[0] >= 2 * chosen[-1]
 
 
 def test_a_few_held_out_rows_choose_as_many_do() -> None:
     table, share = pool(3000)
     wrong = np.random.default_rng(1).random(3000) < 0.9 * np.exp(-share / 0.3)
-    found = evidence(share, wrong, logs_of(table, 0.3), Fraction("0.3"), 0)
+    found = evidence(share, wrong, logs_of(table, 0.3), 0.3, 0)
     everyone = {row["c_d"]: row["worth"] for row in found["choices"]}
     lost = []
     for seed in range(8):
         rows = np.random.default_rng(seed).choice(3000, 200, replace=False)
-        value = evidence(share[rows], wrong[rows], logs_of(table, 0.3, rows), Fraction("0.3"), 0)["value"]
+        value = evidence(share[rows], wrong[rows], logs_of(table, 0.3, rows), 0.3, 0)["value"]
         lost.append(max(everyone.values()) - everyone[value])
     assert np.mean(lost) < 0.015 and max(everyone.values()) - min(everyone.values()) > 0.1
+
+
+def test_rows_that_chose_flatter_the_choice_and_others_do_not() -> None:
+    table, share = pool(4000)
+    rate = 0.9 * np.exp(-share / 0.3)
+    own, others = [], []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        rows = rng.choice(4000, 40, replace=False)
+        wrong = rng.random(4000) < rate
+        found = evidence(share[rows], wrong[rows], logs_of(table, 0.3, rows), 0.3, seed)
+        chances = chance(logs_of(table, 0.3)(found["value"]), 0.3)
+        true = wrong @ chances / chances.sum()
+        own.append(next(row["wrong"] for row in found["choices"] if row["c_d"] == found["value"]) - true)
+        bad, total = found["kept"]
+        others.append(bad - total * true)
+    assert np.mean(own) < -0.005 and abs(np.sum(others)) / (40 * 12) < 0.03

@@ -171,6 +171,13 @@ def test_a_selection_with_an_auto_cut_takes_it_from_here(
 
 
 @pytest.mark.parametrize(
+    "auto",
+    [
+        ("select.0.options.mislabel_fraction=auto",),
+        ("select.0.selector=dual_beta", "select.0.options={c_d: auto}", "score={aum: {}, dual: {T: 2, J: 2}}"),
+    ],
+)
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         (
@@ -180,11 +187,11 @@ def test_a_selection_with_an_auto_cut_takes_it_from_here(
         ("split.holdout_fraction=0.1", None),
     ],
 )
-def test_an_auto_cut_without_held_out_rows_is_told_before_any_training(
-    override: str, message: str | None, tmp_path: Path
+def test_an_auto_option_without_held_out_rows_is_told_before_any_training(
+    auto: tuple[str, ...], override: str, message: str | None, tmp_path: Path
 ) -> None:
     recipe = str(tiny_recipe(tmp_path / "data", tmp_path / "run"))
-    overrides = ("select.0.options.mislabel_fraction=auto", override)
+    overrides = (*auto, override)
     if message is None:
         assert load_recipe(recipe, overrides).select[0].undecided
         return

@@ -83,7 +83,7 @@ def select(run: Run, name: str, scores: dict[str, Any], kept: Any, labelled: Any
     settings = SelectConfig(name=name, selector=facts["selector"], keep_fraction=facts["keep_fraction"], seed=0)
     selector = settings.build()
     pool = TablePool(pa.table(scores), selector.columns)
-    facts["choice"] = auto.choose(selector, settings.keep_fraction, held, HARDER, pool, 0)
+    facts["choice"] = auto.choose(selector, pool, len(kept), held, HARDER, 0)
     table = {"sample_id": np.sort(kept), "rank": np.arange(len(kept))}
     run.commit(f"select:{name}", facts, {"part": table}, selector=facts["selector"], seed=0)
     export = {"num_shards": 1, "bytes": 1_234_567, "files": ["coreset.parquet"]}
