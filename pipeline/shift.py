@@ -10,10 +10,10 @@ c_d of CHOICES whose coreset is expected to be worth most,
 over the held-out rows, by the worth g of an example (`pipeline/error_curve.py`) at its place u in the order of the mean
 that the Beta density looks at; of equals the smallest.
 
-Nothing in it is fitted to trainings on what DUAL-beta draws. On CIFAR-10, as in `pipeline/mislabel.py`, it takes .7, 1
-and 2.8 at r = .5, .3 and .1: 81.0%, 79.2% and 72.4% accuracy, where 3 has 76.6%, 69.0% and 72.9% and a random coreset
-79.8%, 77.4% and 71.0%. T, over how many epochs DUAL looks, hardly matters once c_d is chosen: with T from 10 to 20, of
-20 epochs, the largest G is .36 at r = .5, .33 to .34 at .3, .29 to .31 at .1.
+Nothing in it is fitted to trainings on what DUAL-beta draws. On CIFAR-10, as in `pipeline/mislabel.py` but with three
+trainings each, it takes .7, 1 and 2.8 at r = .5, .3 and .1: 81.0%, 79.1% and 73.8% accuracy, where 3 has 77.5%, 73.0%
+and 73.9%, and random coresets 80.2%, 77.9% and 72.2%. T, over how many epochs DUAL looks, hardly matters once c_d is
+chosen: with T from 10 to 20, of 20 epochs, the largest G is .36 at r = .5, .33 to .34 at .3, .29 to .31 at .1.
 """
 
 from collections.abc import Callable, Mapping
