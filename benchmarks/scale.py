@@ -235,6 +235,7 @@ def table_of(folder: Path, **columns: Any) -> Artifact:
 
 def select_stage(folder: Path, num_samples: int) -> str:
     score = scores_of(folder, num_samples)
+    num_samples = sum(part.rows for part in score.parts())  # whole partitions, where `reduce` left them
     written = sum(part.bytes for part in score.parts())
     none = pa.array([], pa.int64())
     labelled = np.arange(0, num_samples, max(1, num_samples // 100_000))
@@ -243,7 +244,7 @@ def select_stage(folder: Path, num_samples: int) -> str:
         "split": table_of(folder / "split", sample_id=labelled),
         "trust": table_of(folder / "trust", sample_id=none, wrong=pa.array([], pa.bool_())),
     }
-    said = [f"{size(written)} of scores"]
+    said = [f"{num_samples:,} samples, {size(written)} of scores"]
     resources = Resources(tasks=len(os.sched_getaffinity(0)))
     with connected(resources):
         for selector, options in (("double_end", {"mislabel_fraction": 0.1}), ("dual_beta", {})):
