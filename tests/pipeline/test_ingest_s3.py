@@ -46,8 +46,12 @@ def _in_this_process(monkeypatch):
     def here(items, function, *, resources, progress, unit):
         return [function(item) for item in items]
 
-    for stage in (index, ingest, export):
+    def stream_here(items, function, **settings):
+        return enumerate(here(items, function, **settings))
+
+    for stage in (ingest, export):
         monkeypatch.setattr(stage, "map_items", here)
+    monkeypatch.setattr(index, "stream_items", stream_here)
 
 
 def run(root, name, stage_run, config, inputs) -> Artifact:

@@ -24,6 +24,7 @@ from pipeline.index import load_index
 from pipeline.recipe import load_recipe
 from pipeline.refresh import Refreshed, _check_order, _since, refresh
 from pipeline.resources import Resources
+from pipeline.selectors import exact
 from pipeline.split import SplitConfig, SplitStageConfig
 from pipeline.stage import Artifact, Output
 from pipeline.training import Worker
@@ -243,7 +244,7 @@ def test_what_was_selected_stays_and_every_budget_is_exact(
         metrics = select.run(inputs, chosen, out, resources=Resources(), progress=silent)
         before = Artifact(out.uri, {"parts": [vars(part) for part in out.parts], "metrics": metrics})
         now = set(before.table()["sample_id"].to_pylist())
-        assert kept <= now and len(now) == metrics["budget"] == math.floor(select.exact(fraction) * size)
+        assert kept <= now and len(now) == metrics["budget"] == math.floor(exact(fraction) * size)
         assert all(id_ >= size - days[day] for id_ in now - kept)
         assert metrics["labelled_in_coreset"] == sum(id_ % 2 == 0 for id_ in now)
         kept = now
