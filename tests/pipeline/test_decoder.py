@@ -111,12 +111,13 @@ def test_the_process_that_starts_them_may_be_killed_and_is_started_again(samples
 
 
 TRAINING = """
-import os, sys
+import signal, sys
 from pipeline.samples import Samples
 from pipeline.stage import Artifact
 from pipeline.stream import Stream
 from pipeline.epoch_plan import Plan
 import json
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's job in the background has not
 samples = Samples.open(Artifact(sys.argv[1], json.loads(sys.argv[2])))
 steps = Stream(samples, 2).steps(Plan(samples, 0, "test", 3).epochs())
 next(steps)
