@@ -1,6 +1,7 @@
 """The rule for m: against brute force, its bounds, and what it makes of few held-out rows."""
 
 from fractions import Fraction
+from math import floor
 
 import numpy as np
 import pytest
@@ -23,11 +24,12 @@ def test_the_cut_is_the_best_in_steps_of_1_percent_leaves_room_and_does_not_see_
 ) -> None:
     share, wrong = arrays(rows)
     cut = choose(share, wrong, keep)
-    assert least(keep) <= cut <= 1 - keep and (100 * cut).denominator == 1
+    first = floor(100 * least(keep))
+    assert Fraction(first, 100) <= cut <= 1 - keep and (100 * cut).denominator == 1
     curve = ErrorCurve.of(share, wrong)
-    steps = np.arange(int(100 * least(keep)), int(100 * (1 - keep)) + 1) / 100
+    steps = np.arange(first, int(100 * (1 - keep)) + 1) / 100
     worth = curve.worth_between(steps, steps + float(keep), float(keep))
-    place = int(100 * (cut - least(keep)))
+    place = int(100 * cut) - first
     assert worth[place] >= worth.max() - 1e-12
     assert (worth[:place] < worth.max() - 1e-13).all()
     assert choose(share[::-1], wrong[::-1], keep) == cut
@@ -61,17 +63,17 @@ def test_the_less_is_kept_the_more_is_cut() -> None:
 
 def test_where_wrong_ones_are_anywhere_nothing_is_gained_by_cutting() -> None:
     u = places(10_000)
-    assert choose(u, np.random.default_rng(0).random(len(u)) < 0.2, Fraction("0.5")) <= Fraction("0.02")
+    assert choose(u, np.random.default_rng(0).random(len(u)) < 0.2, Fraction("0.8")) <= Fraction("0.02")
 
 
 def test_a_small_coreset_is_not_of_the_very_hardest_where_none_is_wrong() -> None:
-    cuts = {keep: choose(places(1000), np.zeros(1000, bool), Fraction(keep)) for keep in ("0.1", "0.3", "0.4", "0.9")}
-    assert cuts == {"0.1": Fraction("0.3"), "0.3": Fraction("0.1"), "0.4": 0, "0.9": 0}
+    cuts = {keep: choose(places(1000), np.zeros(1000, bool), Fraction(keep)) for keep in ("0.1", "0.3", "0.5", "0.9")}
+    assert cuts == {"0.1": Fraction("0.3"), "0.3": Fraction("0.2"), "0.5": Fraction("0.1"), "0.9": 0}
 
 
 @pytest.mark.parametrize(("n", "most"), [(1, 0.5), (20, 0.05), (200, 0.01), (2000, 0.0)])
 def test_none_wrong_is_less_of_a_proof_with_fewer_rows(n: int, most: float) -> None:
-    cut = choose(places(n), np.zeros(n, bool), Fraction("0.4"))
+    cut = choose(places(n), np.zeros(n, bool), Fraction("0.7"))
     assert cut <= Fraction(str(most))
     assert n > 20 or cut > 0
 
