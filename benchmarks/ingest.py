@@ -169,7 +169,7 @@ def large(folder: Path, sample: Path | None, count: int, epochs: int, repeat: in
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     made = photographs(sample)
     paths = write_shards(folder / "bucket", [made[n * 7 % len(made)] for n in range(count)], "jpg", PER_SHARD)
-    samples = Samples.open(indexed(str(folder / "run"), paths, SIZE))
+    samples = Samples.open(indexed(str(folder / "run"), paths, SIZE), DiskCache.at(str(folder / "cache"), None))
     size = sum(shard.size for shard in samples.shards)
     print(f"{count:,} JPEGs of {size / count / 1e3:.0f} kB, {SIZE}x{SIZE}, batches of {BATCH}", flush=True)
     remote = replace(
@@ -205,9 +205,11 @@ def small(folder: Path, repeat: int, count: int = 50_000, batch: int = 128) -> N
 
     ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     noise = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-    samples = Samples.open(indexed(str(folder), write_shards(folder, [png(one) for one in noise], "png", 10_000), 32))
+    paths = write_shards(folder, [png(one) for one in noise], "png", 10_000)
+    disk = DiskCache.at(str(folder / "cache"), None)
+    samples = Samples.open(indexed(str(folder), paths, 32), disk)
     ray.shutdown()
-    cache, labels = Pixels(samples, DiskCache.at(str(folder / "cache"), None)), np.zeros(count, np.int64)
+    cache, labels = Pixels(samples, disk), np.zeros(count, np.int64)
     plan = Plan(samples, 0, "benchmark", batch)
 
     def epoch(turn: int) -> int:

@@ -3,8 +3,8 @@
 Each PART is one thing that the product does, in a process of its own, and prints its time and its largest memory:
 
 * hashes: the index's search for keys that two shards share, in the process that plans;
-* samples: a training worker's index, from parts of 10,000 samples as the stage writes them;
-* order: the order of one epoch of a streamed pool, by that worker;
+* worker: where all images are, as a machine maps it from its disk, and the order of an epoch, as one of many training
+  workers has it when it gets its first batch. Of the index 100 parts of 10,000 samples are made, and come again;
 * blocks: what a task holds of a file of dynamics that it has open;
 * ranks: the memory of a task whose blocks are those of 8 and of 512 ranks, three scores of 12 epochs of 2^23 samples;
 * reduce: three scores of 60 epochs, partition by partition of 2^21 samples in two processes. A partition's records are
@@ -36,10 +36,11 @@ from benchmarks.rehearsal import memory
 from benchmarks.synthetic import make, statistics
 from pipeline import counter, select
 from pipeline.cluster import connected
+from pipeline.disk_cache import DiskCache
 from pipeline.dynamics import BLOCK_ROWS, DynamicsPart, DynamicsWriter, _digest, _table
 from pipeline.dynamics_store import DynamicsStore
 from pipeline.epoch_file import EpochFile, Footer, encode
-from pipeline.epoch_order import MAX_ROWS, WINDOW, epoch_order
+from pipeline.epoch_plan import Plan
 from pipeline.index_shard import SCHEMA
 from pipeline.reduce import Reduction
 from pipeline.resources import Resources
@@ -96,7 +97,8 @@ def index_of(folder: Path, num_samples: int) -> Artifact:
         starts = range(0, num_samples, PER_SHARD)
         with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:
             write = partial(write_index_part, folder=place, num_samples=num_samples)
-            parts = list(pool.map(write, starts, chunksize=16))
+            parts = list(pool.map(write, starts[:100]))
+        parts = [parts[number % len(parts)] for number in range(len(starts))]
         columns: dict[str, Any] = {name: [] for name in ("shard", "uri", "size", "sha256", "mtime_or_etag")}
         for number in range(len(parts)):
             row = (number, f"s3://bucket/train-{number:06d}.tar", 0, "0" * 64, "0" * 32)
@@ -111,24 +113,28 @@ def index_of(folder: Path, num_samples: int) -> Artifact:
     return Artifact(str(place), {"config": config, "parts": json.loads((place / "parts.json").read_text())})
 
 
-def samples(folder: Path, num_samples: int) -> str:
-    index = index_of(folder, num_samples)
-    start = time.perf_counter()
-    opened = Samples.open(index)
-    took = time.perf_counter() - start
-    assert len(opened) == num_samples and opened.shard[-1] == (num_samples - 1) // PER_SHARD
-    read = sum(part.bytes for part in index.parts())
-    before = psutil.Process().memory_info().rss
-    assert len(opened.keys) == num_samples
-    keys = psutil.Process().memory_info().rss - before
-    return f"{len(index.parts()):,} parts, {size(read)}, opened in {duration(took)}; the keys take another {size(keys)}"
+def worker(folder: Path, num_samples: int, workers: int = 64) -> str:
+    index, cache = index_of(folder, num_samples), DiskCache(folder, 1 << 50)
+    before, start = own_memory(), time.perf_counter()
+    Samples.open(index, cache)
+    filled = time.perf_counter()
+    samples = Samples.open(index, cache)
+    opened = time.perf_counter()
+    held = own_memory() - before
+    steps = Plan(samples, 0, "scale", 256 * workers, 0, workers).epochs()
+    assert len(next(steps).ids) in (255, 256)
+    file = next(folder.glob("*.samples")).stat().st_size
+    return (
+        f"the machine's file has {size(file)} and was made in {duration(filled - start)}, opened again in "
+        f"{duration(opened - filled)} and {size(held)}; one of {workers} workers got its first "
+        f"batch after another {duration(time.perf_counter() - opened)} and {size(own_memory() - before - held)}"
+    )
 
 
-def order(folder: Path, num_samples: int) -> str:
-    bounds = np.append(np.arange(0, num_samples, MAX_ROWS), num_samples)
-    start = time.perf_counter()
-    epoch_order(0, "scale", 0, np.arange(num_samples), bounds, WINDOW)
-    return f"made in {duration(time.perf_counter() - start)}"
+def own_memory() -> int:
+    """Bytes of this process that are not of a mapped file."""
+    info = psutil.Process().memory_info()
+    return int(info.rss - info.shared)
 
 
 def open_files(uri: str, num_bytes: int, footer: Footer, times: int) -> tuple[float, int]:
@@ -272,8 +278,7 @@ def peak() -> int:
 
 PARTS = {
     "hashes": hashes,
-    "samples": samples,
-    "order": order,
+    "worker": worker,
     "blocks": blocks,
     "ranks": ranks,
     "reduce": reduce,
@@ -286,7 +291,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--samples", type=int, default=10_000_000)
-    parser.add_argument("--keep", action="store_true", help="leave the scores of `reduce` for `select`")
+    parser.add_argument("--keep", action="store_true", default=None, help="leave the scores of `reduce` for `select`")
+    parser.add_argument("--workers", type=int, help="how many train, for `worker`; 64")
     given = parser.parse_args()
     folder = given.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -294,7 +300,8 @@ def main() -> None:
     libraries = ", ".join(f"{name} {facts['libraries'][name]}" for name in ("numpy", "pyarrow", "ray"))
     before = peak()
     started = time.perf_counter()
-    said = PARTS[given.part](folder, given.samples, **({"keep": True} if given.keep else {}))
+    options = {"keep": given.keep, "workers": given.workers}
+    said = PARTS[given.part](folder, given.samples, **{name: x for name, x in options.items() if x is not None})
     took = time.perf_counter() - started
     print(
         f"{given.part}, {given.samples:,} samples: {said}; {duration(took)} in all; this process had {size(peak())}, "

@@ -1,7 +1,7 @@
 """Rows of the pool as the tensors that the training loops take."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,8 @@ class Step(NamedTuple):
     num_valid_global: int
 
 
-def as_batches(steps: Iterator[Step], labels: NDArray[np.int64]) -> Iterator["Batch"]:
-    """The steps with their labels, int64 [N] by sample_id."""
+def as_batches(steps: Iterator[Step], labels: NDArray[np.integer[Any]]) -> Iterator["Batch"]:
+    """The steps with their labels, [N] by sample_id."""
     import torch
 
     from models.batch import Batch
@@ -35,7 +35,7 @@ def as_batches(steps: Iterator[Step], labels: NDArray[np.int64]) -> Iterator["Ba
         yield Batch(
             sample_ids=step.ids,
             images=torch.from_numpy(step.images),
-            labels=torch.from_numpy(labels[step.ids]),
+            labels=torch.from_numpy(labels[step.ids].astype(np.int64)),
             valid=torch.from_numpy(step.valid),
             num_valid_global=step.num_valid_global,
         )

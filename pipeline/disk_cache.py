@@ -6,20 +6,27 @@ A file that is mapped outlives its eviction, so nobody has to say that he is don
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 from filelock import FileLock, Timeout
 
 from pipeline import storage
 from pipeline.errors import UserError
 
+_ABANDONED = 3600
+"""Seconds after which a file that nobody writes on will not be finished."""
+
 
 @dataclass(frozen=True)
 class DiskCache:
-    """folder: of the cache's own; max_bytes: of all files together. The folder may be deleted at any time."""
+    """folder: of the cache's own; max_bytes: of all files together, but for one that is being made.
+
+    The folder may be deleted at any time.
+    """
 
     folder: Path
     max_bytes: int
@@ -37,8 +44,7 @@ class DiskCache:
             owner, free = folder.stat().st_uid, shutil.disk_usage(folder).free
         except OSError as error:
             raise UserError(
-                f"no cache for images at {str(folder)!r}: {error.strerror}; name a folder in resources.cache_dir, or "
-                "set resources.images to stream"
+                f"no cache at {str(folder)!r}: {error.strerror}; name a folder in resources.cache_dir"
             ) from error
         if owner != os.getuid():
             raise UserError(f"{str(folder)!r} belongs to another user: name another place in resources.cache_dir")
@@ -53,25 +59,26 @@ class DiskCache:
             return None
         return path
 
-    def fill(self, name: str, make: Callable[[], bytes | memoryview]) -> bool:
-        """Have `make` make the file, unless it is there; False, at once, while another process does."""
+    def fill(self, name: str, write: Callable[[BinaryIO], object]) -> bool:
+        """Have `write` write the file, unless it is there; False, at once, while another process does."""
         lock = FileLock(self.folder / f"{name[:2]}.lock")  # shared by some names, so that locks do not pile up
         try:
             with lock.acquire(timeout=0):
                 if self.find(name) is None:
-                    data = make()
-                    self._make_room(len(data))
-                    storage.write(str(self.folder / name), data)
+                    storage.write_local(self.folder / name, write)
+                    self._evict(name)
                 return True
         except Timeout:
             return False
 
-    def _make_room(self, size: int) -> None:
-        sizes = _sizes(self.folder)
+    def _evict(self, new: str) -> None:
+        sizes, now = _sizes(self.folder), time.time()
         held = sum(sizes.values())
         for path in sorted(sizes, key=_last_used):
-            if held + size <= self.max_bytes:
+            if held <= self.max_bytes:
                 return
+            if path.name == new or (path.suffix == ".tmp" and _last_used(path) > now - _ABANDONED):
+                continue
             path.unlink(missing_ok=True)
             held -= sizes[path]
 

@@ -9,6 +9,7 @@ read chunks that others read too. Every function here is pure.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,19 +27,16 @@ MAX_BYTES, MAX_ROWS = 2 << 20, 256
 WINDOW = 2048
 """Rows, over all workers, that are shuffled together, each from one of many places of the dataset."""
 
-TOGETHER = 1 << 18
-"""Rows that are shuffled at a time, of whole lanes: what that takes is then small beside the order of a large pool."""
-
 SMALL_BYTES = 256 << 20
 """Encoded samples that a worker may hold at once, whole: so many are shuffled together."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """The rows of one epoch.
+    """Rows of one epoch.
 
-    ids: int64 [N], every sample_id once; pieces: int64 [N], which piece holds it; bounds: int64 [P, 2], first and end
-    of the pieces, as places among the sample_ids in ascending order: a piece is a run of one chunk.
+    ids: int64 [n], their sample_ids; pieces: int64 [n], which piece holds each; bounds: int64 [P, 2], first and end of
+    all pieces, as places among the sample_ids of the epoch in ascending order: a piece is a run of one chunk.
     """
 
     ids: Ids
@@ -46,38 +44,49 @@ class Order:
     bounds: Ids
 
 
-def cut_chunks(shard: Ids, offset: Ids, length: Ids, max_bytes: int = MAX_BYTES, max_rows: int = MAX_ROWS) -> Ids:
-    """Bounds of the chunks, int64 [chunks + 1]: chunk c holds the samples bounds[c] to bounds[c + 1] - 1.
+def cut_chunks(
+    starts: Ids, offset: Ids, length: Ids, ids: Ids | None, max_bytes: int = MAX_BYTES, max_rows: int = MAX_ROWS
+) -> Ids:
+    """Bounds of the chunks, int64 [chunks + 1]: chunk c holds the ids at the places bounds[c] to bounds[c + 1] - 1.
 
-    shard, offset, length: [N], as the index has them, by ascending sample_id; samples of a shard are in the order of
-    their bytes, and what lies between two of them counts as part of the chunk.
+    starts, offset, length: as Samples has them; ids: int64 [n], ascending; all samples where None. Samples of a shard
+    are in the order of their bytes, and what lies between two of them counts as part of the chunk.
     """
-    edges = np.flatnonzero(shard[1:] != shard[:-1]) + 1
+    edges = (starts if ids is None else np.searchsorted(ids, starts)).tolist()
     bounds = []
-    for begin, end in zip([0, *edges.tolist()], [*edges.tolist(), len(shard)], strict=True):
-        ends = offset[begin:end] + length[begin:end]
-        row = begin
-        while row < end:
-            bounds.append(row)
-            fitting = begin + int(np.searchsorted(ends, offset[row] + max_bytes, side="right"))
-            row = max(row + 1, min(fitting, row + max_rows, end))
-    return np.array([*bounds, len(shard)], dtype=np.int64)
+    for begin, end in pairwise(edges):
+        here = slice(begin, end) if ids is None else ids[begin:end]
+        offsets = offset[here]
+        ends = offsets + length[here]
+        row = 0
+        while row < end - begin:
+            bounds.append(begin + row)
+            fitting = int(np.searchsorted(ends, offsets[row] + max_bytes, side="right"))
+            row = max(row + 1, min(fitting, row + max_rows))
+    return np.array([*bounds, edges[-1]], dtype=np.int64)
 
 
-def epoch_order(seed: int, purpose: str, epoch: int, ids: Ids, bounds: Ids, window: int | None) -> Order:
-    """The order of one epoch, the same for any number of workers.
+def epoch_order(
+    seed: int, purpose: str, epoch: int, ids: Ids | None, bounds: Ids, window: int | None, rows: Ids
+) -> Order:
+    """Some rows of the order of one epoch, which is the same for any number of workers.
 
-    ids: int64 [N], ascending; bounds: of their chunks; window: rows, over all lanes, that are shuffled together, at
-    least one for each lane; None for all in one permutation.
+    ids: int64 [N], ascending; 0..N-1 where None; bounds: of their chunks; window: rows, over all lanes, that are
+    shuffled together, at least one for each lane; None for all in one permutation; rows: int64 [n], of 0..N-1,
+    ascending. With a window, time and memory are those of the lanes that the rows are in.
     """
+    total = int(bounds[-1])
+
+    def at(places: Ids) -> Ids:
+        return places if ids is None else ids[places]
+
     if window is None:
-        order = np.argsort(counter.hash64(seed, purpose, epoch, ids), kind="stable")
-        pieces = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
-        return Order(ids[order], pieces[order], np.stack([bounds[:-1], bounds[1:]], axis=1))
+        order = np.argsort(counter.hash64(seed, purpose, epoch, at(np.arange(total))), kind="stable")[rows]
+        pieces = np.searchsorted(bounds, order, side="right") - 1
+        return Order(at(order), pieces, np.stack([bounds[:-1], bounds[1:]], axis=1))
     chunks = counter.permutation(seed, purpose + " chunks", epoch, np.arange(len(bounds) - 1))
     sizes = np.diff(bounds)[chunks]
     starts = np.cumsum(sizes) - sizes
-    total = len(ids)
     lane_starts = even_bounds(total, LANES)
     cuts = np.union1d(starts, lane_starts[lane_starts < total])
     lengths = np.diff(np.append(cuts, total))
@@ -86,19 +95,18 @@ def epoch_order(seed: int, purpose: str, epoch: int, ids: Ids, bounds: Ids, wind
 
     # Lanes begin their windows at different rows, so that new chunks are wanted one after the other, not all at once.
     height = max(1, window // LANES)
-    ordered, pieces = np.empty(total, np.int64), np.empty(total, np.int64)
-    step = max(1, TOGETHER * LANES // max(total, 1))
-    for lanes in (np.arange(low, min(low + step, LANES)) for low in range(0, LANES, step)):
-        begin, end = lane_starts[lanes[0]], lane_starts[lanes[-1] + 1]
+    ordered, pieces = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
+    for lane in np.unique(rows % LANES).tolist():
+        begin, end = lane_starts[lane : lane + 2].tolist()
         low, high = np.searchsorted(cuts, (begin, end))
         piece = np.repeat(np.arange(low, high), lengths[low:high])
-        samples = np.arange(begin, end) + (firsts - cuts)[piece]
-        lane = np.repeat(lanes, np.diff(lane_starts)[lanes])
-        row = np.arange(begin, end) - lane_starts[lane]  # in its lane
-        group = (row + lane * height // LANES) // height
-        shuffled = np.lexsort((counter.hash64(seed, purpose, epoch, ids[samples]), group, lane))
-        place = row * LANES + lane
-        ordered[place], pieces[place] = ids[samples[shuffled]], piece[shuffled]
+        samples = at(np.arange(begin, end) + (firsts - cuts)[piece])
+        group = (np.arange(end - begin) + lane * height // LANES) // height
+        shuffled = np.lexsort((counter.hash64(seed, purpose, epoch, samples), group))
+        here = np.arange(lane, total, LANES)  # what its rows are in the epoch
+        place = np.searchsorted(rows, here)
+        wanted = np.flatnonzero(np.take(rows, place, mode="clip") == here)
+        ordered[place[wanted]], pieces[place[wanted]] = samples[shuffled[wanted]], piece[shuffled[wanted]]
     return Order(ordered, pieces, np.stack([firsts, firsts + lengths], axis=1))
 
 

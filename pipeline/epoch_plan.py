@@ -54,7 +54,7 @@ class Plan:
     @property
     def num_steps(self) -> int:
         """Steps of one epoch: as few as keep every global batch within `batch_size`."""
-        return -(-len(self._sorted) // self.batch_size)
+        return -(-self._total // self.batch_size)
 
     def epochs(self, first: int = 0) -> Iterator[Planned]:
         """The steps of epoch `first`, then those of the next one, without end; `num_steps` in each.
@@ -64,24 +64,24 @@ class Plan:
         there are ranks, a rank without one gets a padding row, valid = False, so that every rank takes part in every
         step.
         """
-        bounds = even_bounds(len(self._sorted), self.num_steps).tolist()
-        mine = []
-        for begin, end in pairwise(bounds):
-            rows = np.arange(begin + (self.rank - begin) % self.world_size, end, self.world_size)
-            mine.append(rows if len(rows) else np.array([begin]))
-        rows, steps = np.concatenate(mine), np.repeat(np.arange(len(mine)), [len(part) for part in mine])
+        bounds = even_bounds(self._total, self.num_steps)
+        rows = np.arange(self.rank, self._total, self.world_size)
+        without = np.diff(np.searchsorted(rows, bounds)) == 0
+        rows = np.sort(np.concatenate([rows, bounds[:-1][without]]))
+        steps = np.searchsorted(bounds, rows, side="right") - 1
         valid = rows % self.world_size == self.rank
-        sizes = np.diff(bounds).tolist()
+        sizes = np.diff(bounds)
         for epoch in count(first):
-            for part in self._cut(epoch, self._order(epoch), rows, steps + epoch * len(mine), valid):
-                yield part._replace(num_valid_global=sizes[part.number - epoch * len(mine)])
+            begun = epoch * self.num_steps
+            for part in self._cut(epoch, self._order(epoch, rows), steps + begun, valid):
+                yield part._replace(num_valid_global=int(sizes[part.number - begun]))
 
     def endless(self, first_step: int = 0) -> Iterator[Planned]:
         """The steps from `first_step` on, of `batch_size` rows each: they cross from one epoch into the next.
 
         batch_size must not be below world_size.
         """
-        total = len(self._sorted)
+        total = self._total
         first_epoch, done = divmod(first_step * self.batch_size, total)
 
         def parts() -> Iterator[Planned]:
@@ -90,61 +90,66 @@ class Plan:
                 start = done if epoch == first_epoch else 0
                 rows = np.arange(start + (self.rank - before - start) % self.world_size, total, self.world_size)
                 steps = (before + rows) // self.batch_size
-                yield from self._cut(epoch, self._order(epoch), rows, steps, np.ones(len(rows), dtype=bool))
+                yield from self._cut(epoch, self._order(epoch, rows), steps, np.ones(len(rows), dtype=bool))
 
         for _, parts_of_step in groupby(parts(), key=lambda part: part.number):
             yield reduce(_joined, parts_of_step)._replace(num_valid_global=self.batch_size)
 
-    @cached_property
-    def _sorted(self) -> Ids:
-        return np.arange(len(self.samples)) if self.ids is None else np.sort(self.ids)
-
     @property
-    def _rows(self) -> slice | Ids:
-        """Where the ids are among the samples: as a slice, which copies nothing, if they are all of them."""
-        return slice(None) if self.ids is None else self._sorted
+    def _total(self) -> int:
+        return len(self.samples if self.ids is None else self.ids)
+
+    @cached_property
+    def _sorted(self) -> Ids | None:
+        """None where all are trained on: their sample_ids are their places."""
+        return None if self.ids is None else np.sort(self.ids)
 
     @cached_property
     def _bounds(self) -> Ids:
-        rows, samples = self._rows, self.samples
-        return cut_chunks(samples.shard[rows], samples.offset[rows], samples.length[rows])
+        return cut_chunks(self.samples.starts, self.samples.offset, self.samples.length, self._sorted)
 
-    def _order(self, epoch: int) -> Order:
-        small = self.samples.length[self._rows].sum() <= SMALL_BYTES
-        return epoch_order(self.seed, self.purpose, epoch, self._sorted, self._bounds, window=None if small else WINDOW)
+    @cached_property
+    def _window(self) -> int | None:
+        length = self.samples.length
+        return None if (length if self.ids is None else length[self.ids]).sum() <= SMALL_BYTES else WINDOW
 
-    def _cut(self, epoch: int, order: Order, rows: Ids, steps: Ids, valid: NDArray[np.bool_]) -> Iterator[Planned]:
+    def _order(self, epoch: int, rows: Ids) -> Order:
+        return epoch_order(self.seed, self.purpose, epoch, self._sorted, self._bounds, self._window, rows)
+
+    def _cut(self, epoch: int, order: Order, steps: Ids, valid: NDArray[np.bool_]) -> Iterator[Planned]:
         """This rank's rows of an epoch as steps, num_valid_global apart; steps: the number of each row's, ascending."""
-        pieces, places = order.pieces[rows], np.arange(len(rows))
+        pieces, places = order.pieces, np.arange(len(order.pieces))
         first, last = np.full(len(order.bounds), -1), np.full(len(order.bounds), -1)
         first[pieces[::-1]], last[pieces] = places[::-1], places  # of an index that repeats, the last value stays
         opening, closing = first[pieces] == places, last[pieces] == places
         numbers = pieces + epoch * (len(self._bounds) + LANES)  # an epoch has no more pieces than that
-        edges = [0, *(np.flatnonzero(np.diff(steps)) + 1).tolist(), len(rows)]
-        for begin, end in pairwise(edges) if len(rows) else ():
+        edges = [0, *(np.flatnonzero(np.diff(steps)) + 1).tolist(), len(pieces)]
+        for begin, end in pairwise(edges) if len(pieces) else ():
             here = slice(begin, end)
             opened = numbers[here][opening[here]].tolist()
             spans = order.bounds[pieces[here][opening[here]]].tolist()
             yield Planned(
                 number=int(steps[begin]),
                 epoch=epoch,
-                ids=order.ids[rows[here]],
+                ids=order.ids[here],
                 valid=valid[here],
                 num_valid_global=0,
                 pieces=numbers[here].tolist(),
-                first={piece: self._sorted[low:high] for piece, (low, high) in zip(opened, spans, strict=True)},
+                first={piece: self._between(low, high) for piece, (low, high) in zip(opened, spans, strict=True)},
                 last=numbers[here][closing[here]].tolist(),
             )
+
+    def _between(self, low: int, high: int) -> Ids:
+        return np.arange(low, high) if self._sorted is None else self._sorted[low:high]
 
 
 def in_order(samples: Samples, ids: Ids, batch_size: int) -> Iterator[Planned]:
     """Steps of `batch_size` rows, the last one perhaps of fewer, with the distinct `ids` in the order given."""
     plan = Plan(samples, 0, "", batch_size, ids=ids)
-    chunks = np.repeat(np.arange(len(plan._bounds) - 1), np.diff(plan._bounds))
     spans = np.stack([plan._bounds[:-1], plan._bounds[1:]], axis=1)
-    order = Order(ids, chunks[np.searchsorted(plan._sorted, ids)], spans)
-    rows = np.arange(len(ids))
-    for step in plan._cut(0, order, rows, rows // batch_size, np.ones(len(ids), dtype=bool)):
+    chunks = np.searchsorted(plan._bounds, np.searchsorted(np.sort(ids), ids), side="right") - 1
+    steps = np.arange(len(ids)) // batch_size
+    for step in plan._cut(0, Order(ids, chunks, spans), steps, np.ones(len(ids), dtype=bool)):
         yield step._replace(num_valid_global=len(step.ids))
 
 

@@ -49,7 +49,7 @@ def choose(index: Artifact, resources: Resources) -> Choice:
 
 def open_images(index: Artifact, resources: Resources, views: Views | None = None) -> Pixels | Stream:
     """The images of a finished stage `index`, as `choose` says; views: as Stream has them, which then is chosen."""
-    samples, cores = _samples(index), resources.cpus_per_worker
+    samples, cores = open_samples(index, resources), resources.cpus_per_worker
     if views is not None or choose(index, resources).way == "stream":
         return Stream(samples, cores, views)
     return Pixels(samples, open_cache(resources), cores)
@@ -57,8 +57,9 @@ def open_images(index: Artifact, resources: Resources, views: Views | None = Non
 
 def missing(index: Artifact, resources: Resources) -> list[ShardPixels]:
     """What is to be in this machine's cache and is not."""
-    images = open_images(index, resources)
-    return images.missing() if isinstance(images, Pixels) else []
+    if choose(index, resources).way == "stream":
+        return []
+    return Pixels(open_samples(index, resources), open_cache(resources)).missing()
 
 
 def fill(parts: list[ShardPixels], resources: Resources, progress: Progress) -> None:
@@ -69,10 +70,10 @@ def fill(parts: list[ShardPixels], resources: Resources, progress: Progress) -> 
 _OPENED: dict[str, Samples] = {}
 
 
-def _samples(index: Artifact) -> Samples:
-    """Read once in a process, which Ray uses for many tasks."""
+def open_samples(index: Artifact, resources: Resources) -> Samples:
+    """Where the images of a finished stage `index` are; opened once in a process, which Ray uses for many tasks."""
     if index.uri not in _OPENED:
-        _OPENED[index.uri] = Samples.open(index)
+        _OPENED[index.uri] = Samples.open(index, open_cache(resources))
     return _OPENED[index.uri]
 
 

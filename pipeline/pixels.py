@@ -49,7 +49,7 @@ class ShardPixels:
 
         DataError if the shard is not the one that was indexed.
         """
-        return into.fill(self.name, lambda: _to_arrow(self._decode(threads)))
+        return into.fill(self.name, lambda file: file.write(_to_arrow(self._decode(threads))))
 
     def _decode(self, threads: int) -> NDArray[np.uint8]:
         """uint8 [n, size, size, 3]."""
@@ -86,12 +86,11 @@ class Pixels:
     def __init__(self, samples: Samples, cache: DiskCache, threads: int = 1) -> None:
         self.samples, self.threads = samples, threads
         self._cache = cache
-        self._starts = np.array([*(shard.first_id for shard in samples.shards), len(samples)])
         self._arrays: list[NDArray[np.uint8] | None] = [None] * len(samples.shards)
 
     def missing(self) -> list[ShardPixels]:
         """The shards that are not in the cache."""
-        filled = np.flatnonzero(np.diff(self._starts)).tolist()
+        filled = np.flatnonzero(np.diff(self.samples.starts)).tolist()
         parts = [self._part(shard) for shard in filled]
         return [part for part in parts if self._cache.find(part.name) is None]
 
@@ -108,18 +107,18 @@ class Pixels:
         order = np.argsort(ids, kind="stable")
         ascending = ids[order]
         taken = np.empty((len(ids), size * size * 3), np.uint8)
-        bounds = np.searchsorted(ascending, self._starts)
+        bounds = np.searchsorted(ascending, self.samples.starts)
         wanted = np.flatnonzero(bounds[1:] > bounds[:-1]).tolist()
         self._open([shard for shard in wanted if self._arrays[shard] is None])
         for shard in wanted:
             here = slice(bounds[shard], bounds[shard + 1])
             array = self._arrays[shard]
             assert array is not None
-            taken[order[here]] = array[ascending[here] - self._starts[shard]]
+            taken[order[here]] = array[ascending[here] - self.samples.starts[shard]]
         return taken.reshape(len(ids), size, size, 3)
 
     def _part(self, shard: int) -> ShardPixels:
-        samples, rows = self.samples, slice(self._starts[shard], self._starts[shard + 1])
+        samples, rows = self.samples, slice(*self.samples.starts[shard : shard + 2])
         return ShardPixels(
             samples.shards[shard],
             samples.image_offset[rows],

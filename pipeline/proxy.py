@@ -95,9 +95,9 @@ def _loop(
     training = config.training
     images = ingest.open_images(index, resources, training.views(config.seed, "proxy"))
     num_samples = len(images.samples)
-    table = pseudo_label.table()
-    labels = np.empty(num_samples, dtype=np.int64)
-    labels[table["sample_id"].to_numpy()] = table["train_label"].to_numpy()
+    labels = np.empty(num_samples, dtype=np.int32)
+    for table in pseudo_label.tables(columns=["sample_id", "train_label"]):
+        labels[table["sample_id"].to_numpy()] = table["train_label"].to_numpy()
 
     log = EpochLog(uri)
     plan = Plan(images.samples, config.seed, "proxy", training.batch_size, worker.rank, worker.world_size)

@@ -53,7 +53,8 @@ class Resources(BaseModel):
     decoded or written, as many as there are cores when None; max_failures: how often a training whose worker died is
     continued from its last commit before the stage fails; images: whether they are decoded once into a `cache` on each
     machine's disk or `stream` from the shards in every epoch, by default what fits is cached; cache_dir: where the
-    cache has its folder, by default TMPDIR; cache_gb: what all runs may keep there, by default half of what is free.
+    cache has its folder, which also says where in the shards each image is, by default TMPDIR; cache_gb: what all runs
+    may keep there, by default half of what is free.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)

@@ -1,14 +1,21 @@
-"""Where the image of every sample is: what the index says, as arrays by sample_id."""
+"""Where the image of every sample is: what the index says, as arrays by sample_id.
+
+They are in a file of this machine's cache, 40 bytes a sample and its key, that all its processes map: once in its
+memory for all of them, only while it is used, and read from the index once.
+"""
 
 import tarfile
+import time
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Self
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, Self
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline import shards
+from pipeline import shards, storage
+from pipeline.disk_cache import DiskCache
 from pipeline.epoch_order import Ids
 from pipeline.errors import DataError
 from pipeline.index import load_config, load_shards
@@ -16,52 +23,56 @@ from pipeline.shards import Shard
 from pipeline.stage import Artifact
 from pipeline.tar import BLOCK
 
-_COLUMNS = ("shard", "offset", "length", "image_offset", "image_size")
+_COLUMNS = ("offset", "length", "image_offset", "image_size")
 
 
 @dataclass(frozen=True)
 class Samples:
-    """shard: number in `shards`; offset, length: of the sample in it; image_*: of the image; int64 [N] each.
+    """starts: first sample_id of each of the `shards`, and N; offset, length: of the sample in its shard; image_*: of
+    the image; int64 [N] each; keys: the samples' names.
 
     size: side of the square that every image becomes; max_pixels: larger ones are not decoded.
     """
 
-    index: Artifact
     shards: list[Shard]
-    shard: Ids
+    starts: Ids
     offset: Ids
     length: Ids
     image_offset: Ids
     image_size: Ids
+    keys: pa.LargeStringArray
     size: int
     max_pixels: int
 
     @classmethod
-    def open(cls, index: Artifact) -> Self:
-        """The samples of a finished stage `index`; size, max_pixels: as its `data` section has them."""
-        columns = {name: np.empty(sum(part.rows for part in index.parts()), np.int64) for name in _COLUMNS}
-        end = 0
-        for table in index.tables(columns=list(_COLUMNS)):  # never all of them beside what they become
-            start, end = end, end + table.num_rows
-            for name, column in columns.items():
-                column[start:end] = table[name].to_numpy()
-        data = load_config(index).data
-        return cls(index=index, shards=load_shards(index), size=data.image_size, max_pixels=data.max_pixels, **columns)
+    def open(cls, index: Artifact, cache: DiskCache) -> Self:
+        """The samples of a finished stage `index`, mapped from the cache, which gets them if it lacks them.
+
+        size, max_pixels: as the `data` section of the index has them.
+        """
+        parts = index.parts()
+        total = sum(part.rows for part in parts)
+        content = " ".join([*_COLUMNS, *(part.sha256 for part in parts)])
+        name = f"{storage.sha256(content.encode())[:32]}.samples"
+        while (path := cache.find(name)) is None or (columns := _map(path, total)) is None:
+            if not cache.fill(name, partial(_write, index, total)):
+                time.sleep(0.02)
+        data, known = load_config(index).data, load_shards(index)
+        starts = np.array([*(shard.first_id for shard in known), total])
+        return cls(known, starts, *columns, data.image_size, data.max_pixels)
 
     def __len__(self) -> int:
-        return len(self.shard)
+        return int(self.starts[-1])
 
-    @cached_property
-    def keys(self) -> pa.Array:
-        """The samples' names; read when they are first wanted. Large strings: of 2 GiB of names there is no other."""
-        columns = (table["key"].cast(pa.large_string()) for table in self.index.tables(columns=["key"]))
-        return pa.concat_arrays([chunk for column in columns for chunk in column.chunks])
+    def shard_of(self, ids: Ids) -> Ids:
+        """The numbers of their shards."""
+        return np.searchsorted(self.starts, ids, side="right") - 1
 
     def span(self, ids: Ids) -> "Span":
         """Samples of one shard, ids ascending, as one request for their bytes."""
         start = int(self.offset[ids[0]])
         return Span(
-            shard=self.shards[self.shard[ids[0]]],
+            shard=self.shards[int(self.shard_of(ids[:1])[0])],
             start=start,
             length=int(self.offset[ids[-1]] + self.length[ids[-1]]) - start,
             ids=ids.tolist(),
@@ -69,6 +80,43 @@ class Samples:
             sizes=self.image_size[ids].tolist(),
             keys=self.keys.take(pa.array(ids)).to_pylist(),
         )
+
+
+def _write(index: Artifact, total: int, file: BinaryIO) -> None:
+    """Column by column, int64, then the keys as Arrow has large strings: N + 1 offsets, and their bytes."""
+    offsets = 8 * len(_COLUMNS) * total
+    names = offsets + 8 * (total + 1)
+    file.seek(offsets)
+    file.write(bytes(8))
+    start = num_bytes = 0
+    for table in index.tables(columns=[*_COLUMNS, "key"]):  # never all of them in memory
+        for place, name in enumerate(_COLUMNS):
+            file.seek(8 * (place * total + start))
+            file.write(table[name].to_numpy().astype(np.int64))
+        for keys in table["key"].cast(pa.large_string()).chunks:
+            _, ends, characters = keys.buffers()
+            own = np.frombuffer(ends, np.int64)[keys.offset : keys.offset + len(keys) + 1]
+            file.seek(offsets + 8 * (start + 1))
+            file.write(own[1:] - own[0] + num_bytes)
+            file.seek(names + num_bytes)
+            file.write(characters[int(own[0]) : int(own[-1])])
+            start, num_bytes = start + len(keys), num_bytes + int(own[-1] - own[0])
+
+
+def _map(path: Path, total: int) -> tuple[Ids, Ids, Ids, Ids, pa.Array] | None:
+    """The columns and the keys, backed by the file; None if it is gone, or was cut short and is now gone."""
+    try:
+        data = pa.memory_map(str(path)).read_buffer()
+    except FileNotFoundError:
+        return None
+    count = (len(_COLUMNS) + 1) * total + 1
+    numbers = np.frombuffer(data[: len(data) // 8 * 8], np.int64)[:count]
+    if len(numbers) < count or len(data) != 8 * count + numbers[-1]:
+        path.unlink(missing_ok=True)
+        return None
+    columns, names = numbers[: len(_COLUMNS) * total].reshape(len(_COLUMNS), total), data.slice(8 * count)
+    keys = [None, pa.py_buffer(numbers[len(_COLUMNS) * total :]), names]
+    return columns[0], columns[1], columns[2], columns[3], pa.Array.from_buffers(pa.large_string(), total, keys)
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def _loop(
     images = ingest.open_images(index, resources)
     samples = images.samples
     known, known_labels = _labelled(split, first_round, config)
-    labels = np.full(len(samples), -1, dtype=np.int64)
+    labels = np.full(len(samples), -1, dtype=np.int32)
     labels[known] = known_labels
 
     log = EpochLog(uri)

@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -129,12 +129,12 @@ def _explained_write(uri: str) -> Iterator[None]:
             raise
 
 
-def _write_temporary(path: Path, data: bytes | memoryview) -> Path:
+def _write_temporary(path: Path, fill: Callable[[BinaryIO], object]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            fill(file)
             file.flush()
             os.fsync(file.fileno())
     except BaseException:
@@ -150,14 +150,24 @@ def write(uri: str, data: bytes | memoryview) -> None:
         if isinstance(fs, LocalFileSystem):
             if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
                 raise UserError(f"{uri!r} is a device, a pipe or a socket: name a file")
-            temporary = _write_temporary(Path(path), data)
-            try:
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+            _replace(Path(path), lambda file: file.write(data))
         else:
             fs.pipe_file(path, bytes(data))
+
+
+def write_local(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    """The same for a file of this machine that `fill` writes, here and there, for what is not to be in memory whole."""
+    with _explained_write(str(path)):
+        _replace(path, fill)
+
+
+def _replace(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    temporary = _write_temporary(path, fill)
+    try:
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def create(uri: str, data: bytes | memoryview) -> bool:
@@ -174,7 +184,7 @@ def create(uri: str, data: bytes | memoryview) -> bool:
 
 
 def _link(uri: str, path: Path, data: bytes | memoryview) -> bool:
-    temporary = _write_temporary(path, data)
+    temporary = _write_temporary(path, lambda file: file.write(data))
     try:
         os.link(temporary, path)
     except FileExistsError:

@@ -38,7 +38,7 @@ def run(
 
     report = gather(inputs, config.title, config.examples)
     progress(1, 3, "steps")
-    html = render(report, draw(report), thumbnails(report, inputs["index"]))
+    html = render(report, draw(report), thumbnails(report, inputs["index"], resources))
     progress(2, 3, "steps")
     out.publish("report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode())
     out.publish("report.html", html.encode())

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.epoch_plan import in_order
-from pipeline.samples import Samples
+from pipeline.ingest import open_samples
+from pipeline.resources import Resources
 from pipeline.stage import Artifact
 from pipeline.stream import Stream
 
@@ -19,13 +20,13 @@ EXACT = 64
 LARGEST = 128
 
 
-def thumbnails(report: Mapping[str, Any], index: Artifact) -> dict[int, str]:
+def thumbnails(report: Mapping[str, Any], index: Artifact, resources: Resources) -> dict[int, str]:
     """A data: URI for every sample_id among the examples of the selections."""
     examples = (row for selection in report["selections"] for row in (*selection["examples"], *selection["beyond"]))
     ids = np.array(sorted({example["sample_id"] for example in examples}), dtype=np.int64)
     if not len(ids):
         return {}
-    samples = Samples.open(index)
+    samples = open_samples(index, resources)
     steps = Stream(samples).steps(in_order(samples, ids, len(ids)))  # a few: no reason to decode shards
     return {int(one): data_uri(image) for step in steps for one, image in zip(step.ids, step.images, strict=True)}
 

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import index, tar
 from pipeline.config import Config
+from pipeline.disk_cache import DiskCache
 from pipeline.epoch_plan import in_order
 from pipeline.resources import Resources
 from pipeline.samples import Samples
@@ -93,9 +95,14 @@ def table_artifact(root: Path, name: str, tables: Iterable[Any]) -> Artifact:
     return Artifact(out.uri, {"parts": [vars(part) for part in out.parts], "metrics": {}, "inputs": {}})
 
 
+def open_samples(index: Artifact) -> Samples:
+    """As all tests of a machine share them."""
+    return Samples.open(index, DiskCache.at(None, None))
+
+
 def take(index: Artifact, ids: Iterable[int]) -> NDArray[np.uint8]:
     """The images of these sample_ids, from the shards: uint8 [n, size, size, 3]."""
-    samples = Samples.open(index)
+    samples = open_samples(index)
     steps = Stream(samples).steps(in_order(samples, np.array(list(ids), dtype=np.int64), 1024))
     return np.concatenate([step.images for step in steps])
 
@@ -106,6 +113,6 @@ def laid_out(rows_per_shard: list[int], seed: int = 0, mean_bytes: int = 2048) -
     length = rng.integers(1, mean_bytes // 256, sum(rows_per_shard)) * 512
     gap = np.where(rng.random(len(length)) < 0.1, 2048, 0)
     end = np.cumsum(length + gap)
-    shard = np.repeat(np.arange(len(rows_per_shard)), rows_per_shard)
-    start = end - length
-    return Samples(Artifact("", {}), [], shard, start, length, start + 512, length - 512, size=8, max_pixels=10**6)
+    start, starts = end - length, np.cumsum([0, *rows_per_shard])
+    keys = pa.array(map(str, range(len(length))), pa.large_string())
+    return Samples([], starts, start, length, start + 512, length - 512, keys, size=8, max_pixels=10**6)

@@ -20,18 +20,24 @@ from pipeline.decoder import Views
 from pipeline.epoch_plan import Plan, Planned, in_order
 from pipeline.errors import SemiPruneError
 from pipeline.samples import Samples
+from pipeline.stage import Artifact
 from pipeline.stream import Stream
 from tests.pipeline import in_decoder
 from tests.pipeline.in_decoder import Arriving, decoders
-from tests.pipeline.making import image, run_index, write_dataset
+from tests.pipeline.making import image, open_samples, run_index, write_dataset
 
 N = 12
 
 
 @pytest.fixture(scope="module")
-def samples(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Samples:
+def index(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     folder = tmp_path_factory.mktemp("decoder")
-    return Samples.open(run_index(folder / "run", write_dataset(folder / "data", num_shards=3)))
+    return run_index(folder / "run", write_dataset(folder / "data", num_shards=3))
+
+
+@pytest.fixture(scope="module")
+def samples(index: Artifact) -> Samples:
+    return open_samples(index)
 
 
 def all_of(samples: Samples, batch_size: int = N) -> Iterator[Planned]:
@@ -112,13 +118,14 @@ def test_the_process_that_starts_them_may_be_killed_and_is_started_again(samples
 
 TRAINING = """
 import signal, sys
+from pipeline.disk_cache import DiskCache
 from pipeline.samples import Samples
 from pipeline.stage import Artifact
 from pipeline.stream import Stream
 from pipeline.epoch_plan import Plan
 import json
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's job in the background has not
-samples = Samples.open(Artifact(sys.argv[1], json.loads(sys.argv[2])))
+samples = Samples.open(Artifact(sys.argv[1], json.loads(sys.argv[2])), DiskCache.at(None, None))
 steps = Stream(samples, 2).steps(Plan(samples, 0, "test", 3).epochs())
 next(steps)
 print("going", flush=True)
@@ -128,8 +135,8 @@ while True:
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
-def test_all_end_when_the_process_that_trains_is_killed(samples: Samples, end: signal.Signals) -> None:
-    command = [sys.executable, "-c", TRAINING, samples.index.uri, json.dumps(samples.index.manifest)]
+def test_all_end_when_the_process_that_trains_is_killed(index: Artifact, end: signal.Signals) -> None:
+    command = [sys.executable, "-c", TRAINING, index.uri, json.dumps(index.manifest)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as training:
         assert training.stdout is not None and training.stdout.readline() == "going\n"
         started = psutil.Process(training.pid).children(recursive=True)

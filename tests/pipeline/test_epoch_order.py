@@ -15,22 +15,30 @@ windows = st.none() | st.integers(1, 500)
 
 def chunks(rows_per_shard: list[int], seed: int = 0, **limits: int) -> np.ndarray:
     samples = laid_out(rows_per_shard, seed)
-    return cut_chunks(samples.shard, samples.offset, samples.length, **limits)
+    return cut_chunks(samples.starts, samples.offset, samples.length, None, **limits)
 
 
 def order_of(
     bounds: np.ndarray, window: int | None, seed: int = 0, purpose: str = "test", epoch: int = 0
 ) -> epoch_order.Order:
-    return epoch_order.epoch_order(seed, purpose, epoch, np.arange(bounds[-1]), bounds, window)
+    return epoch_order.epoch_order(seed, purpose, epoch, None, bounds, window, np.arange(bounds[-1]))
 
 
-@given(counts=counts, max_bytes=st.integers(1, 20_000), max_rows=st.integers(1, 20), seed=st.integers(0, 5))
+@given(
+    counts=counts,
+    max_bytes=st.integers(1, 20_000),
+    max_rows=st.integers(1, 20),
+    seed=st.integers(0, 5),
+    stride=st.sampled_from([None, 1, 3]),
+)
 def test_chunks_are_runs_of_one_shard_within_their_limits(
-    counts: list[int], max_bytes: int, max_rows: int, seed: int
+    counts: list[int], max_bytes: int, max_rows: int, seed: int, stride: int | None
 ) -> None:
     samples = laid_out(counts, seed)
-    shard, offset, length = samples.shard, samples.offset, samples.length
-    bounds = cut_chunks(shard, offset, length, max_bytes, max_rows)
+    ids = None if stride is None else np.arange(0, len(samples), stride)
+    bounds = cut_chunks(samples.starts, samples.offset, samples.length, ids, max_bytes, max_rows)
+    ids = np.arange(len(samples)) if ids is None else ids
+    shard, offset, length = samples.shard_of(ids), samples.offset[ids], samples.length[ids]
     assert bounds[0] == 0 and bounds[-1] == len(shard)
     for begin, end in itertools.pairwise(bounds.tolist()):
         assert begin < end <= begin + max_rows
@@ -43,7 +51,8 @@ def test_chunks_are_runs_of_one_shard_within_their_limits(
 
 def test_no_samples_are_no_chunks() -> None:
     nothing = np.empty(0, np.int64)
-    assert cut_chunks(nothing, nothing, nothing).tolist() == [0]
+    assert cut_chunks(np.zeros(1, np.int64), nothing, nothing, None).tolist() == [0]
+    assert cut_chunks(np.array([0, 3]), np.arange(3), np.ones(3, np.int64), nothing).tolist() == [0]
 
 
 @given(
@@ -54,7 +63,7 @@ def test_every_sample_comes_once_and_a_piece_is_a_run_of_one_chunk_that_holds_wh
 ) -> None:
     bounds = chunks(counts, seed, max_rows=max_rows)
     ids = np.arange(sum(counts)) * stride
-    order = epoch_order.epoch_order(seed, "test", 0, ids, bounds, window)
+    order = epoch_order.epoch_order(seed, "test", 0, ids, bounds, window, np.arange(len(ids)))
     assert np.array_equal(np.sort(order.ids), ids)
     held = [ids[low:high] for low, high in order.bounds]
     assert np.array_equal(np.sort(np.concatenate(held)), ids)
@@ -70,7 +79,7 @@ def test_every_sample_comes_once_and_a_piece_is_a_run_of_one_chunk_that_holds_wh
 def test_what_is_small_together_is_one_permutation_of_everything() -> None:
     bounds = chunks([40, 0, 300, 7], max_rows=20)
     ids = np.arange(347) * 2
-    order = epoch_order.epoch_order(3, "test", 5, ids, bounds, None)
+    order = epoch_order.epoch_order(3, "test", 5, ids, bounds, None, np.arange(347))
     assert np.array_equal(order.ids, counter.permutation(3, "test", 5, ids))
     assert order.bounds.tolist() == [list(pair) for pair in itertools.pairwise(bounds.tolist())]
 
@@ -111,14 +120,18 @@ def test_the_order_is_a_pure_function_of_seed_purpose_and_epoch(window: int | No
     assert all(np.mean(orders[0] == other) < 0.1 for other in orders[2:])
 
 
-def test_how_many_rows_are_shuffled_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    bounds = chunks([300, 1, 999, 40], max_rows=30)
-    orders = [order_of(bounds, 500)]
-    for together in (1, 50, 700):
-        monkeypatch.setattr(epoch_order, "TOGETHER", together)
-        orders.append(order_of(bounds, 500))
-    for other in orders[1:]:
-        assert all(np.array_equal(getattr(orders[0], name), getattr(other, name)) for name in vars(other))
+@given(counts=counts, window=windows, world_size=st.integers(1, 200), rank=st.integers(0, 199), also=st.integers(0, 60))
+def test_some_rows_are_those_rows_of_the_whole_order(
+    counts: list[int], window: int | None, world_size: int, rank: int, also: int
+) -> None:
+    """Those of a worker, and one more as of a batch that is smaller than the group."""
+    bounds = chunks(counts, max_rows=7)
+    whole = order_of(bounds, window)
+    rows = np.union1d(np.arange(rank % world_size, sum(counts), world_size), [also % sum(counts)])
+    some = epoch_order.epoch_order(0, "test", 0, np.arange(bounds[-1]), bounds, window, rows)
+    assert np.array_equal(some.ids, whole.ids[rows])
+    assert np.array_equal(some.pieces, whole.pieces[rows])
+    assert np.array_equal(some.bounds, whole.bounds)
 
 
 @pytest.mark.parametrize(("window", "first"), [(500, [280, 983, 613]), (None, [857, 442, 441])])

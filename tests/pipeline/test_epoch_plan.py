@@ -80,7 +80,7 @@ def assert_pieces_cover(steps: list[Planned], samples: Samples, whole_epochs: bo
     for step in steps:
         for piece, ids in step.first.items():
             assert piece not in seen, "announced twice"
-            assert ids.tolist() == sorted(set(ids.tolist())) and len(set(samples.shard[ids])) == 1
+            assert ids.tolist() == sorted(set(ids.tolist())) and len(set(samples.shard_of(ids))) == 1
             held[piece] = ids.tolist()
             seen.add(piece)
         assert len(step.pieces) == len(step.ids)
@@ -195,7 +195,7 @@ def test_small_datasets_are_permuted_whole_and_larger_ones_in_windows(small: boo
     plan = Plan(samples, 5, "test", 100, ids=ids)
     first = np.concatenate([step.ids for step in islice(plan.epochs(), plan.num_steps)])
     window = None if small else epoch_plan.WINDOW
-    expected = epoch_order.epoch_order(5, "test", 0, ids, plan._bounds, window).ids
+    expected = epoch_order.epoch_order(5, "test", 0, ids, plan._bounds, window, np.arange(len(ids))).ids
     assert first.tolist() == expected.tolist()
     assert small == np.array_equal(first, counter.permutation(5, "test", 0, ids))
 

@@ -20,7 +20,7 @@ from pipeline.errors import DataError
 from pipeline.pixels import Pixels, ShardPixels
 from pipeline.samples import Samples
 from pipeline.stage import Artifact
-from tests.pipeline.making import image, run_index, write_dataset, write_shard
+from tests.pipeline.making import image, open_samples, run_index, write_dataset, write_shard
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ ALL = np.arange(6)
 
 @pytest.fixture
 def samples(index: Artifact) -> Samples:
-    return Samples.open(index)
+    return open_samples(index)
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_a_shard_is_decoded_when_it_is_first_wanted_and_once(
     opened.take(ALL)
     opened.take(ALL)
     assert decoded == ["train-000000.tar", "train-000002.tar"]
-    Pixels(Samples.open(samples.index), cache).take(ALL)
+    Pixels(samples, cache).take(ALL)
     assert len(decoded) == len(files(cache)) == 2
 
 
@@ -162,7 +162,7 @@ def test_a_shard_that_changed_is_an_error_by_name(ray_local: None, tmp_path: Pat
     index = run_index(tmp_path / "run", pattern)
     path = tmp_path / "data/train-000001.tar"
     path.write_bytes(path.read_bytes().replace(b"s004", b"t004"))
-    opened = Pixels(Samples.open(index), cache)
+    opened = Pixels(open_samples(index), cache)
     opened.take(np.arange(4))
     with pytest.raises(DataError, match=r"train-000001\.tar' has changed since indexing"):
         opened.take(np.array([5]))
@@ -276,7 +276,8 @@ from pipeline.stage import Artifact
 uri, manifest, place, out = sys.argv[1:]
 decode, count = ShardPixels._decode, []
 ShardPixels._decode = lambda part, threads: count.append(1) or decode(part, threads)
-opened = Pixels(Samples.open(Artifact(uri, json.loads(manifest))), DiskCache.at(place, 10**9))
+cache = DiskCache.at(place, 10**9)
+opened = Pixels(Samples.open(Artifact(uri, json.loads(manifest)), cache), cache)
 print("ready", flush=True)
 sys.stdin.readline()
 np.save(out, opened.take(np.arange(len(opened.samples))))

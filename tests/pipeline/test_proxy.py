@@ -20,10 +20,10 @@ from pipeline.proxy import ProxyConfig
 from pipeline.pseudo_label import Holdout
 from pipeline.random_crop import RandomCrop
 from pipeline.resources import Resources
-from pipeline.samples import Samples
 from pipeline.stage import Artifact
 from pipeline.training import Worker
 from pipeline.true_dynamics import store_uri
+from tests.pipeline.making import open_samples
 
 N, EPOCHS = 1437, 8
 
@@ -85,7 +85,7 @@ def test_accuracy_is_the_share_of_records_that_are_correct(
 def test_the_loss_is_the_mean_over_steps_of_what_each_batch_lost(
     done: dict[str, Artifact], record: list[dict[str, Any]]
 ) -> None:
-    plan = Plan(Samples.open(done["index"]), 0, "proxy", 64)
+    plan = Plan(open_samples(done["index"]), 0, "proxy", 64)
     steps = islice(plan.epochs(), EPOCHS * plan.num_steps)
     losses = [
         np.mean([-np.log(record[epoch]["p_label"][step.ids]).mean() for step in of_epoch])
@@ -191,7 +191,7 @@ def test_random_crops_are_those_of_seed_and_epoch_and_a_training_on_them_continu
     crop = RandomCrop(area=(0.3, 0.8))
     expected = learn(tmp_path / "through", random_crop=crop)
     learn(tmp_path / "other seed", seed=1, epochs=1, random_crop=crop)
-    samples, pixels = Samples.open(done["index"]), np.empty((8, 8, 3), np.uint8)
+    samples, pixels = open_samples(done["index"]), np.empty((8, 8, 3), np.uint8)
     for seed, epoch, seen in zip((0, 0, 1), (0, 1, 0), shown, strict=True):
         assert len(seen) == N
         for n, (box, flip) in enumerate(crop.views(seed, "proxy", epoch, np.arange(50))):

@@ -1,18 +1,19 @@
 """Where the images are, and whether they still are what was indexed."""
 
 import pickle
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline import images, samples, storage
+from pipeline.disk_cache import DiskCache
 from pipeline.errors import DataError
 from pipeline.index import load_index, load_shards
 from pipeline.samples import Samples
 from pipeline.stage import Artifact
-from tests.pipeline.making import image, run_index, write_shard
+from tests.pipeline.making import image, open_samples, run_index, write_shard
 
 N = 12
 
@@ -35,7 +36,7 @@ def index(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Artifact
 
 @pytest.fixture
 def opened(index: Artifact) -> Samples:
-    return Samples.open(index)
+    return open_samples(index)
 
 
 def test_they_are_what_the_index_says(index: Artifact, opened: Samples) -> None:
@@ -46,6 +47,62 @@ def test_they_are_what_the_index_says(index: Artifact, opened: Samples) -> None:
         assert column.dtype == np.int64 and column.tolist() == table[name].to_pylist()
     assert opened.shards == load_shards(index)
     assert opened.keys.to_pylist() == [key(n) for n in range(N)]
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> DiskCache:
+    return DiskCache.at(str(tmp_path), 10**9)
+
+
+def assert_same(one: Samples, other: Samples) -> None:
+    for field in fields(Samples):
+        assert np.array_equal(getattr(one, field.name), getattr(other, field.name))
+
+
+def test_a_machine_reads_the_index_once_and_its_processes_map_what_it_said(
+    index: Artifact, opened: Samples, cache: DiskCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = []
+    read = Artifact.tables
+    monkeypatch.setattr(Artifact, "tables", lambda *args, **options: reads.append(args) or read(*args, **options))
+    for _ in range(3):
+        found = Samples.open(index, cache)
+        assert_same(found, opened)
+        assert not found.offset.flags.owndata and not found.offset.flags.writeable
+    assert [args for args in reads if len(args) == 1] == [(index,)]
+    (file,) = cache.folder.glob("*.samples")
+    file.unlink()  # evicted
+    assert_same(found, opened)
+    assert_same(Samples.open(index, cache), opened)
+
+
+@pytest.mark.parametrize("size", [0, 8, 100, -1, 1])
+def test_a_file_that_was_cut_short_or_added_to_is_made_again(
+    index: Artifact, opened: Samples, cache: DiskCache, size: int
+) -> None:
+    """size: of what is left of it; the last byte gone, or one more, where it is -1 or 1."""
+    Samples.open(index, cache)
+    (file,) = cache.folder.glob("*.samples")
+    whole = file.read_bytes()
+    file.write_bytes({-1: whole[:-1], 1: whole + b"x"}.get(size, whole[:size]))
+    assert_same(Samples.open(index, cache), opened)
+    assert file.read_bytes() == whole
+
+
+def test_another_index_of_as_many_samples_has_a_file_of_its_own(
+    index: Artifact, opened: Samples, cache: DiskCache, tmp_path: Path
+) -> None:
+    Samples.open(index, cache)
+    write_shard(tmp_path / "0.tar", [(f"other{n}", {"png": image(n), "cls": b"1"}) for n in range(N)])
+    other = Samples.open(run_index(tmp_path / "run", str(tmp_path / "0.tar")), cache)
+    assert other.keys.to_pylist() == [f"other{n}" for n in range(N)]
+    assert_same(Samples.open(index, cache), opened)
+
+
+def test_no_samples_are_no_trouble(cache: DiskCache, index: Artifact) -> None:
+    none = Artifact(index.uri, index.manifest | {"parts": [vars(part) for part in index.parts("shards")]})
+    found = Samples.open(none, cache)
+    assert len(found.offset) == len(found.keys) == 0
 
 
 @pytest.mark.parametrize("ids", [[0], [0, 1, 2, 3, 4, 5, 6], [1, 2], [3, 6], [7, 9, 11]])
@@ -60,7 +117,8 @@ def test_a_run_of_a_shard_is_one_request_however_many_of_it_are_wanted(
     piece = pickle.loads(pickle.dumps(span)).read()  # noqa: S301 - as another process gets it
     first, last = ids[0], ids[-1]
     end = opened.offset[last] + opened.length[last]
-    assert asked == [(opened.shards[opened.shard[first]].uri, opened.offset[first], end - opened.offset[first])]
+    (shard,) = opened.shard_of(np.array([first]))
+    assert asked == [(opened.shards[shard].uri, opened.offset[first], end - opened.offset[first])]
     assert {n: bytes(data) for n, data in piece.images.items()} == {n: image(n) for n in ids}
 
 

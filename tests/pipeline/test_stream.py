@@ -24,7 +24,7 @@ from pipeline.stream import Stream
 from tests.object_store import Fault, Proxy, Request
 from tests.pipeline import in_decoder
 from tests.pipeline.in_decoder import Arriving, decoders
-from tests.pipeline.making import image, run_index, write_shard
+from tests.pipeline.making import image, open_samples, run_index, write_shard
 
 SIZE, NUM_SHARDS, PER_SHARD = 16, 4, 90
 N = NUM_SHARDS * PER_SHARD
@@ -52,7 +52,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Sample
         ]
         write_shard(folder / f"train-{shard}.tar", content)
     index = run_index(folder / "run", f"{folder}/train-{{0..{NUM_SHARDS - 1}}}.tar", image_size=SIZE)
-    found = Samples.open(index)
+    found = open_samples(index)
     assert len(found) == N
     return found
 
