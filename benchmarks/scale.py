@@ -6,6 +6,7 @@ Each PART is one thing that the product does, in a process of its own, and print
 * worker: where all images are, as a machine maps it from its disk, and the order of an epoch, as one of many training
   workers has it when it gets its first batch. Of the index 100 parts of 10,000 samples are made, and come again;
 * blocks: what a task holds of a file of dynamics that it has open;
+* files: what a task that scores 2^21 samples holds of the files of 4 epochs, and what all of these files would take;
 * ranks: the memory of a task whose blocks are those of 8 and of 512 ranks, three scores of 12 epochs of 2^23 samples;
 * reduce: three scores of 60 epochs, partition by partition of 2^21 samples in two processes. A partition's records are
   written once (2 GB) and reduced again for each partition, since 10^9 x 60 fill no disk here; the scores of all are
@@ -159,6 +160,18 @@ def blocks(folder: Path, num_samples: int) -> str:
     )
 
 
+def files(folder: Path, num_samples: int) -> str:
+    uri = str(folder / "files")
+    make(uri, num_samples, 4, ranks=1)
+    store, before = DynamicsStore(uri), own_memory()
+    some = [file for epoch in store.epochs for file in store.files(epoch, 0, PARTITION)]
+    held = own_memory() - before
+    every = [file for epoch in store.epochs for file in store.files(epoch)]
+    all_held = own_memory() - before
+    shutil.rmtree(uri)
+    return f"a task has {len(some)} of {len(every)} files open, which take {size(held)} of {size(all_held)}"
+
+
 def reduce_wide(store: str, num_samples: int) -> int:
     before = peak()
     options = {"dual": {"T": 12, "J": 10}}
@@ -177,7 +190,7 @@ def ranks(folder: Path, num_samples: int) -> str:
             data, footer = encode(_table(ids, columns), span)
             part = write_part(store, f"epoch-{epoch:05d}-rank-0", ".parquet", data, num_samples)
             widths = dict.fromkeys(columns, 1)
-            writer.commit_epoch(epoch, [DynamicsPart(part, footer, widths, span, _digest(ids), 0, 100)])
+            writer.commit_epoch(epoch, [DynamicsPart((part,), (footer,), widths, span, _digest(ids), 0, 100)])
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             taken = pool.submit(reduce_wide, store, num_samples).result()
         said.append(f"blocks of {number} ranks: {size(taken)}")
@@ -280,6 +293,7 @@ PARTS = {
     "hashes": hashes,
     "worker": worker,
     "blocks": blocks,
+    "files": files,
     "ranks": ranks,
     "reduce": reduce,
     "select": select_stage,

@@ -13,6 +13,7 @@ embedding f32[d]. Usable from any PyTorch loop:
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,9 @@ BLOCK_ROWS = 1 << 14
 BLOCK_BYTES = 1 << 22
 """The same in bytes, where records have vectors."""
 
+FILE_BLOCKS = 64
+"""Blocks of a file, at most: who reads some ids holds the footers of the files that have some, 5 kB a block."""
+
 LOGITS_BYTES = 1 << 22
 """Logits that wait for their statistics: these take twenty small operations, which many batches share."""
 
@@ -40,17 +44,23 @@ LOGITS_BYTES = 1 << 22
 class DynamicsPart:
     """What one rank wrote of one epoch.
 
-    columns: width by name, 1 or that of a vector; span: ids of a block; digest: of the ids, which are distinct;
-    duplicates: records left out; num_classes: of the logits, 0 without any.
+    files, footers: by ascending ids, none without a record; columns: width by name, 1 or that of a vector; span: ids of
+    a block; digest: of the ids, which are distinct; duplicates: records left out; num_classes: of the logits, 0 without
+    any.
     """
 
-    part: Part
-    footer: Footer
+    files: tuple[Part, ...]
+    footers: tuple[Footer, ...]
     columns: Mapping[str, int]
     span: int
     digest: int
     duplicates: int
     num_classes: int
+
+    @property
+    def rows(self) -> int:
+        """Records."""
+        return sum(file.rows for file in self.files)
 
 
 class DynamicsWriter:
@@ -118,7 +128,7 @@ class DynamicsWriter:
             self._take_statistics()
 
     def flush(self, epoch: int) -> DynamicsPart:
-        """Write what was observed as this rank's sorted file of the epoch, and start afresh; it counts when committed.
+        """Write what was observed as this rank's sorted files of the epoch, and start afresh; committed, they count.
 
         UserError if an id is not one of the pool's, a logit is not finite or a label is not one of the classes.
         """
@@ -137,14 +147,20 @@ class DynamicsWriter:
                 "the training diverged or its labels are wrong; lower the learning rate or mend them"
             )
         distinct, first = np.unique(ids, return_index=True)
-        table = _table(distinct, {name: column[first] for name, column in columns.items()})
         widths = {name: column.shape[1] if column.ndim == 2 else 1 for name, column in columns.items()}
         rows = min(BLOCK_ROWS, max(1, BLOCK_BYTES // (4 * sum(widths.values()))))
         span = 1 << (rows.bit_length() - 1 + (self.world_size - 1).bit_length())
-        data, footer = encode(table, span)
-        part = write_part(self.log.uri, f"epoch-{epoch:05d}-rank-{self.rank}", ".parquet", data, len(distinct))
+        files, footers = [], []
+        ends = np.flatnonzero(np.diff(distinct // (span * FILE_BLOCKS), append=-1)) + 1
+        for start, stop in pairwise([0, *ends.tolist()]):
+            kept = first[start:stop]
+            table = _table(distinct[start:stop], {name: column[kept] for name, column in columns.items()})
+            data, footer = encode(table, span)
+            stem = f"epoch-{epoch:05d}-rank-{self.rank}"
+            files.append(write_part(self.log.uri, stem, ".parquet", data, stop - start))
+            footers.append(footer)
         duplicates = len(ids) - len(distinct)
-        return DynamicsPart(part, footer, widths, span, _digest(distinct), duplicates, num_classes)
+        return DynamicsPart(tuple(files), tuple(footers), widths, span, _digest(distinct), duplicates, num_classes)
 
     def commit_epoch(
         self,
@@ -162,14 +178,14 @@ class DynamicsWriter:
             if self.world_size != 1:
                 raise UserError(f"commit_epoch() of {self.world_size} ranks needs parts=, from flush() of each")
             parts = [self.flush(epoch)]
-        files = [part.part for part in parts]
+        files = [file for part in parts for file in part.files]
         other = [file.name for file in files if not file.name.startswith(f"epoch-{epoch:05d}-")]
         if other:
             raise UserError(f"epoch {epoch} cannot have {other[0]!r}: give the parts that flush({epoch}) returned")
         same = sum(part.digest for part in parts) % 2**64 == _digest_of_range(self.num_samples)
         if not same or sum(file.rows for file in files) != self.num_samples:
             raise UserError(self._coverage(epoch, parts))
-        filled = [part for part in parts if part.part.rows]
+        filled = [part for part in parts if part.rows]
         if any((part.columns, part.num_classes) != (filled[0].columns, filled[0].num_classes) for part in filled):
             raise UserError(f"epoch {epoch} has other classes or vectors on some ranks: record the same on each")
         own = {
@@ -178,7 +194,7 @@ class DynamicsWriter:
             "columns": dict(filled[0].columns),
             "span": max(part.span for part in filled),
             "duplicates": sum(part.duplicates for part in parts),
-            "footers": [asdict(part.footer) for part in parts],
+            "footers": [asdict(footer) for part in parts for footer in part.footers],
         }
         return self.log.commit(epoch, files, checkpoint, {**(facts or {}), **own})
 
@@ -211,9 +227,10 @@ class DynamicsWriter:
         """The sentence about an epoch that is not complete; only now are the ids gathered."""
         counts = np.zeros(self.num_samples, dtype=np.int64)
         for part in parts:
-            file = EpochFile(join(self.log.uri, part.part.name), part.part.bytes, part.footer, f"epoch {epoch}")
-            for ids, _ in file.blocks([]):
-                counts[ids] += 1
+            for named, footer in zip(part.files, part.footers, strict=True):
+                file = EpochFile(join(self.log.uri, named.name), named.bytes, footer, f"epoch {epoch}")
+                for ids, _ in file.blocks([]):
+                    counts[ids] += 1
         return (
             f"epoch {epoch} is not complete: of {self.num_samples} samples {(counts == 0).sum()} are missing and "
             f"{(counts > 1).sum()} are in the files of several ranks; observe each once, without the sampler's padding"

@@ -32,6 +32,8 @@ class DynamicsStore:
         facts = [commit.facts for commit in self.commits]
         if not all("footers" in fact for fact in facts):
             raise UserError(f"{uri!r} holds commits without training dynamics: name the folder of a DynamicsWriter")
+        footers = ([Footer(**footer) for footer in fact["footers"]] for fact in facts)
+        self._bounds = [np.array([(one.first, one.last) for one in epoch]).T for epoch in footers]
         for what, name in (("samples", "num_samples"), ("classes", "num_classes")):
             found = sorted({fact[name] for fact in facts})
             if len(found) > 1:
@@ -77,7 +79,7 @@ class DynamicsStore:
             return {name: self._none_of(name) for name in columns}
         found = {} if into is None else into
         rows = 0
-        for file in self.files(epoch):
+        for file in self.files(epoch, low, high):
             for ids, values in file.blocks(columns, low, high):
                 rows += len(ids)
                 if len(ids) == high - low:
@@ -108,15 +110,17 @@ class DynamicsStore:
         width = self.columns[name]
         return np.empty((0, width) if name in VECTORS else 0, dtype=bool if name == "correct" else np.float32)
 
-    def files(self, epoch: int) -> list[EpochFile]:
-        """The epoch's files, each with the records of one rank; opened once."""
-        commit = self.commits[epoch]
-        for part, footer in zip(commit.files, commit.facts["footers"], strict=True):
+    def files(self, epoch: int, low: int = 0, high: int = 2**63 - 1) -> list[EpochFile]:
+        """The epoch's files that have some of the ids low..high-1, each with records of one rank; opened once."""
+        commit, (first, last) = self.commits[epoch], self._bounds[epoch]
+        found = []
+        for number in np.flatnonzero((first < high) & (last >= low)).tolist():
+            part = commit.files[number]
             if part.name not in self._files:
-                self._files[part.name] = EpochFile(
-                    join(self.uri, part.name), part.bytes, Footer(**footer), f"epoch {epoch}"
-                )
-        return [self._files[part.name] for part in commit.files]
+                footer = Footer(**commit.facts["footers"][number])
+                self._files[part.name] = EpochFile(join(self.uri, part.name), part.bytes, footer, f"epoch {epoch}")
+            found.append(self._files[part.name])
+        return found
 
 
 def _places(ids: NDArray[np.int64] | range, low: int) -> slice | NDArray[np.int64]:

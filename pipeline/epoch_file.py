@@ -1,4 +1,4 @@
-"""One rank's records of one epoch as a Parquet file: sorted by sample_id, cut into blocks that are checked one by one.
+"""Records of one rank and epoch as a Parquet file: sorted by sample_id, cut into blocks that are checked one by one.
 
 A block is a row group that holds the rank's records of the ids [k * span, (k + 1) * span), so that a reader of some
 ids reads, verifies and decodes only theirs. Floats are split into streams of bytes before LZ4, which then finds the
@@ -35,17 +35,20 @@ READ_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Footer:
-    """Where a file's footer starts, and the CRC-32 of all from there to the file's end.
+    """Where a file's footer starts, the CRC-32 of all from there to the file's end, and the ids that are in the file.
 
-    The blocks are all that comes before it, so that every byte of a file is in one checksum.
+    The blocks are all that comes before it, so that every byte of a file is in one checksum. The ids lie between first
+    and last, which may be any where nothing else is said.
     """
 
     start: int
     crc32: int
+    first: int = 0
+    last: int = 2**63 - 1
 
 
 def encode(table: pa.Table, span: int) -> tuple[memoryview, Footer]:
-    """The file's bytes. table: sample_id ascending and distinct; span: ids of a block."""
+    """The file's bytes. table: sample_id ascending and distinct, one row at least; span: ids of a block."""
     ids = table["sample_id"].to_numpy()
     sink = io.BytesIO()
     floats = [name for name in table.column_names if name in STATISTICS]
@@ -59,8 +62,7 @@ def encode(table: pa.Table, span: int) -> tuple[memoryview, Footer]:
         data_page_size=1 << 24,  # one page a column and block: the streams of bytes are as long as they can be
         column_encoding={**dict.fromkeys([*floats, *vectors], "BYTE_STREAM_SPLIT"), "sample_id": "DELTA_BINARY_PACKED"},
     )
-    bounds = np.searchsorted(ids, np.arange(0, ids[-1] + span, span)) if len(ids) else np.zeros(1, dtype=np.int64)
-    bounds = np.unique(np.append(bounds, len(ids)))
+    bounds = np.unique(np.searchsorted(ids, np.arange(ids[0] // span, ids[-1] // span + 2) * span))
     ends = [0]
     for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
         writer.write_table(table.slice(start, stop - start), row_group_size=stop - start)
@@ -76,7 +78,7 @@ def encode(table: pa.Table, span: int) -> tuple[memoryview, Footer]:
     writer.add_key_value_metadata({"blocks": json.dumps(blocks)})
     writer.close()
     data = sink.getbuffer()
-    return data, Footer(ends[-1], zlib.crc32(data[ends[-1] :]))
+    return data, Footer(ends[-1], zlib.crc32(data[ends[-1] :]), int(ids[0]), int(ids[-1]))
 
 
 class EpochFile:

@@ -65,7 +65,7 @@ def publish(commits: Sequence[Commit], dynamics_uri: str) -> None:
     recorded = [_PARTS.validate_python(commit.facts[FACT]) for commit in commits]
     if not recorded[0]:
         return
-    writer = DynamicsWriter(store_uri(dynamics_uri), sum(part.part.rows for part in recorded[0]))
+    writer = DynamicsWriter(store_uri(dynamics_uri), sum(part.rows for part in recorded[0]))
     last = writer.log.latest()
     for epoch in range(last.epoch + 1 if last else 0, len(recorded)):
         writer.commit_epoch(epoch, recorded[epoch])

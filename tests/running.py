@@ -71,7 +71,7 @@ def start(*arguments: str, **environment: str) -> subprocess.Popen:
     )
 
 
-def finish(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str, str]:
+def finish(process: subprocess.Popen, timeout: float = 300) -> tuple[int, str, str]:
     """Exit status, standard output and standard error."""
     try:
         out, err = process.communicate(timeout=timeout)

@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline import dynamics
 from pipeline.dynamics import DynamicsWriter
@@ -33,6 +36,40 @@ def test_a_column_that_only_some_epochs_have_is_not_the_store_s(tmp_path: Path) 
         writer.observe(ids, logits, labels, embedding)
         writer.commit_epoch(epoch)
     assert DynamicsStore(str(tmp_path)).columns == dict.fromkeys(PLAIN, 1)
+
+
+@settings(max_examples=30)
+@given(
+    n=st.integers(1, 700),
+    ranks=st.integers(1, 3),
+    block_rows=st.sampled_from([8, 32]),
+    file_blocks=st.integers(1, 5),
+    data=st.data(),
+)
+def test_a_reader_of_some_ids_opens_the_files_that_have_them(
+    n: int, ranks: int, block_rows: int, file_blocks: int, data: st.DataObject
+) -> None:
+    ids, logits, labels = random_epoch(n, seed=n)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        writers = [DynamicsWriter(folder, n, rank, ranks) for rank in range(ranks)]
+        record(writers, ids, logits, labels)
+        patch.setattr(dynamics, "BLOCK_ROWS", block_rows)
+        patch.setattr(dynamics, "FILE_BLOCKS", file_blocks)
+        writers[0].commit_epoch(0, flush(writers, 0))
+        low = data.draw(st.integers(0, n - 1))
+        high = data.draw(st.integers(low + 1, n))
+        store = DynamicsStore(folder)
+        some = store.read(0, low, high, PLAIN)
+        span = store.span * file_blocks
+        theirs = [np.concatenate([np.asarray(ids) for ids, _ in file.blocks([])]) for file in store._files.values()]
+        assert len(theirs) <= ranks * len(set(range(low // span, (high - 1) // span + 1)))
+        for held in theirs:  # all ranks cut at the same ids
+            assert held[0] // span == held[-1] // span
+            assert held[0] < high and held[-1] >= low
+        whole = DynamicsStore(folder)
+        for name, column in whole.read(0, 0, n, PLAIN).items():
+            np.testing.assert_array_equal(some[name], column[low:high])
+        assert len(whole.files(0)) == sum(part.rows > 0 for part in whole.commits[0].files)
 
 
 def test_the_sample_of_a_store_is_a_hash_s_and_in_order(tmp_path: Path) -> None:
