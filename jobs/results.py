@@ -8,6 +8,7 @@ import typer
 from jobs.display import table
 from pipeline import storage
 from pipeline.stage import Artifact
+from pipeline.verdict import of_classes
 
 
 def show(artifacts: Sequence[Artifact]) -> None:
@@ -43,8 +44,8 @@ def _show_trust(artifact: Artifact) -> None:
     metrics = artifact.metrics
     verdict, pool, more = (metrics[name] for name in ("verdict", "pool", "more_labels"))
     typer.echo(f"Verdict: {verdict['level']}; {verdict['why']}")
-    if verdict["caveat"]:
-        typer.echo(f"Mind that {verdict['caveat']}")
+    for caveat in filter(None, (verdict["caveat"], of_classes(metrics["per_class"]))):
+        typer.echo(f"Mind that {caveat}")
     if pool:
         doubled = f"; twice the labels: {more['doubled']['accuracy']:.0%} right or more, by a probe" if more else ""
         total = metrics["num_samples"] - metrics["num_train"]

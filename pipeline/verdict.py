@@ -1,5 +1,6 @@
 """Trust the pseudo-labels, label more, or leave it: the one place where thresholds are."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.intervals import wilson
@@ -67,6 +68,22 @@ def _judge(correct: int, total: int, first_round: int | None) -> tuple[str, str]
     if high < RIGHT_ENOUGH:
         return "label more", f"{measured}, less than the {RIGHT_ENOUGH:.0%} that trust asks for"
     return "label more", f"{measured}: too few labels to say whether it is the {RIGHT_ENOUGH:.0%} that trust asks for"
+
+
+def of_classes(per_class: Sequence[Mapping[str, Any]]) -> str | None:
+    """A sentence about classes of which surely fewer than TOO_FEW_RIGHT are right, however many are right of all.
+
+    per_class: the metric of the stage `trust`, with the names of classes as `class` where they are known. None where
+    there is no such class.
+    """
+    found = [row.get("class", row["label"]) for row in per_class if row["interval"][1] < TOO_FEW_RIGHT]
+    if not found:
+        return None
+    named = ", ".join(map(str, found[:5])) + (f" and {len(found) - 5:,} more" if len(found) > 5 else "")
+    return (
+        f"of {len(found):,} of {len(per_class):,} classes with held-out labels surely most pseudo-labels are wrong "
+        f"({named}): label more of them, or set ssl.logit_adjustment if they are rare"
+    )
 
 
 def of_rounds(mended: int, broken: int) -> str:

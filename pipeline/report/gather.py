@@ -11,6 +11,7 @@ from pipeline.report.costs import compare as compare_costs
 from pipeline.report.selections import Scored, histogram
 from pipeline.report.verdict import compare, headline
 from pipeline.stage import Artifact
+from pipeline.verdict import of_classes
 
 QUARANTINE_ROWS = 20
 SSL_HISTORY = ["step", "loss_labelled", "loss_unlabelled", "mask_rate"]
@@ -207,9 +208,11 @@ def _pseudo_labels(artifact: Artifact, confidence: NDArray[np.float32]) -> dict[
 def _trust(artifact: Artifact, names: Sequence[str]) -> dict[str, Any]:
     """What the held-out labels say, classes by name."""
     metrics = artifact.metrics
+    per_class = [{"class": names[row["label"]], **row} for row in metrics["per_class"]]
     return {
         **metrics,
-        "per_class": [{"class": names[row["label"]], **row} for row in metrics["per_class"]],
+        "per_class": per_class,
+        "mostly_wrong": of_classes(per_class),
         "second_round": _second_round(metrics["second_round"], names) if "second_round" in metrics else None,
         "folds": metrics.get("folds"),
     }

@@ -54,6 +54,9 @@ def headline(coresets: Sequence[Mapping[str, Any]]) -> str:
         return "The coresets were not compared with random ones: what they are worth has not been measured."
     if any(coreset["verdict"] == "one seed" for coreset in compared):
         leads = ", ".join(f"{coreset['name']} {_both_signs(coreset['difference'])}" for coreset in compared)
+        if len(compared) > MANY:
+            low, high = (_both_signs(end([coreset["difference"] for coreset in compared])) for end in (min, max))
+            leads = f"{len(compared)} coresets from {low.removesuffix(' points')} to {high}"
         return f"One seed only, so no verdict: against random of the same size, {leads}."
     said = []
     for verdict, sentence in SENTENCES.items():

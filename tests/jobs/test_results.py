@@ -22,9 +22,11 @@ def evaluation(*rows: tuple[str, float, int, float, float]) -> Artifact:
     return artifact("evaluate", {"test_size": 10_000, "rows": [dict(zip(names, row, strict=True)) for row in rows]})
 
 
-def trusted(correct: int, total: int, more: float | None = None, draw: str = "uniform") -> Artifact:
+def trusted(
+    correct: int, total: int, more: float | None = None, draw: str = "uniform", per_class: Any = ()
+) -> Artifact:
     doubled = None if more is None else {"doubled": {"accuracy": more}}
-    metrics = {"num_samples": 50_000, "num_train": 3200, "more_labels": doubled}
+    metrics = {"num_samples": 50_000, "num_train": 3200, "more_labels": doubled, "per_class": per_class}
     metrics |= {"verdict": verdict(correct, total, draw)}
     return artifact("trust", metrics | {"pool": expected_wrong(total - correct, total, 50_000 - 3200 - total)})
 
@@ -45,6 +47,13 @@ def test_without_a_probe_nothing_is_said_of_more_labels_and_a_caveat_is(capsys: 
     assert lines[0].startswith("Verdict: trust; 790 of 800")
     assert lines[1].startswith("Mind that the held-out labels were")
     assert lines[2].endswith(" of 46,800 expected")
+
+
+def test_classes_that_are_mostly_wrong_are_named(capsys: Out) -> None:
+    classes = [{"label": 0, "interval": [0.9, 1.0]}, {"label": 1, "interval": [0.1, 0.3]}]
+    show([trusted(790, 800, per_class=classes)])
+    said = "Mind that of 1 of 2 classes with held-out labels surely most pseudo-labels are wrong (1): label more"
+    assert said in capsys.readouterr().out
 
 
 def test_without_a_held_out_label_that_is_what_is_said(capsys: Out) -> None:

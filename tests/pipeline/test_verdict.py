@@ -1,9 +1,11 @@
 """What is advised at which numbers."""
 
+from typing import Any
+
 import pytest
 
 from pipeline.intervals import wilson
-from pipeline.verdict import RIGHT_ENOUGH, TOO_FEW_RIGHT, of_rounds, verdict
+from pipeline.verdict import RIGHT_ENOUGH, TOO_FEW_RIGHT, of_classes, of_rounds, verdict
 
 
 @pytest.mark.parametrize(
@@ -48,6 +50,23 @@ def test_labels_that_came_back_are_another_caveat() -> None:
     assert found["level"] == "trust"
     both = verdict(950, 1000, "per_class", num_annotated=1)["caveat"]
     assert "equal classes; of the labels 1 came back" in both
+
+
+def of_class(label: int, correct: int, total: int) -> dict[str, Any]:
+    return {"label": label, "correct": correct, "total": total, "interval": list(wilson(correct, total))}
+
+
+def test_classes_that_are_mostly_wrong_are_named_though_most_of_all_are_right() -> None:
+    right, unsure, wrong = of_class(0, 305, 319), of_class(1, 1, 4), of_class(2, 16, 49)
+    assert of_classes([]) is of_classes([right, unsure]) is None
+    said = of_classes([right, unsure, wrong])
+    assert said is not None and said.startswith(
+        "of 1 of 3 classes with held-out labels surely most pseudo-labels are wrong (2): label more"
+    )
+    named = of_classes([right, {"class": "horse", **wrong}])
+    assert named is not None and "(horse)" in named
+    many = of_classes([of_class(label, 0, 40) for label in range(1000)])
+    assert many is not None and "of 1,000 of 1,000 classes with" in many and "(0, 1, 2, 3, 4 and 995 more)" in many
 
 
 def test_the_first_round_stands_beside_the_second() -> None:

@@ -57,6 +57,11 @@ def test_one_seed_and_no_random_subset_give_no_verdict() -> None:
             [coreset("a", 0.88, 1), coreset("b", 0.91, 1)],
             "One seed only, so no verdict: against random of the same size, a \N{MINUS SIGN}2.0 points, b +1.0 points.",
         ),
+        (
+            [coreset("a", 0.88, 1), coreset("b", 0.93, 1), coreset("c", 0.91, 1)],
+            "One seed only, so no verdict: against random of the same size, 3 coresets from \N{MINUS SIGN}2.0 to +3.0 "
+            "points.",
+        ),
         ([], "The coresets were not compared with random ones: what they are worth has not been measured."),
     ],
 )  # fmt: skip
