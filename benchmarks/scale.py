@@ -114,7 +114,7 @@ def index_of(folder: Path, num_samples: int) -> Artifact:
     return Artifact(str(place), {"config": config, "parts": json.loads((place / "parts.json").read_text())})
 
 
-def worker(folder: Path, num_samples: int, workers: int = 64) -> str:
+def worker(folder: Path, num_samples: int, workers: int) -> str:
     index, cache = index_of(folder, num_samples), DiskCache(folder, 1 << 50)
     before, start = own_memory(), time.perf_counter()
     Samples.open(index, cache)
@@ -208,7 +208,7 @@ def reduce_partition(number: int, store: str, folder: Path) -> tuple[dict[str, A
     return vars(part), peak()
 
 
-def reduce(folder: Path, num_samples: int, keep: bool = False) -> str:
+def reduce(folder: Path, num_samples: int, keep: bool) -> str:
     store = folder / "dynamics"
     start = time.perf_counter()
     make(str(store), PARTITION, EPOCHS, ranks=8)
@@ -305,8 +305,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--samples", type=int, default=10_000_000)
-    parser.add_argument("--keep", action="store_true", default=None, help="leave the scores of `reduce` for `select`")
-    parser.add_argument("--workers", type=int, help="how many train, for `worker`; 64")
+    parser.add_argument("--keep", action="store_true", help="leave the scores of `reduce` for `select`")
+    parser.add_argument("--workers", type=int, default=64, help="how many train, for `worker`")
     given = parser.parse_args()
     folder = given.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -314,8 +314,8 @@ def main() -> None:
     libraries = ", ".join(f"{name} {facts['libraries'][name]}" for name in ("numpy", "pyarrow", "ray"))
     before = peak()
     started = time.perf_counter()
-    options = {"keep": given.keep, "workers": given.workers}
-    said = PARTS[given.part](folder, given.samples, **{name: x for name, x in options.items() if x is not None})
+    options = {"reduce": {"keep": given.keep}, "worker": {"workers": given.workers}}.get(given.part, {})
+    said = PARTS[given.part](folder, given.samples, **options)
     took = time.perf_counter() - started
     print(
         f"{given.part}, {given.samples:,} samples: {said}; {duration(took)} in all; this process had {size(peak())}, "

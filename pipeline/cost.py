@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline import ingest, shards, storage, tar
-from pipeline.dynamics import BLOCK_ROWS
+from pipeline.dynamics import BLOCK_ROWS, FILE_BLOCKS
 from pipeline.epoch_order import MAX_BYTES
 from pipeline.pseudo_label import PseudoLabelConfig
 from pipeline.recipe import Recipe
@@ -132,7 +132,8 @@ class _Pool:
         records = n * recipe.proxy.epochs
         if stage.name == "proxy":
             proxy = self._trained(records, "proxy", recipe.proxy.random_crop is not None)
-            own = recipe.proxy.epochs * (recipe.resources.max_workers + 2)  # a file a worker, commit and checkpoint
+            files = recipe.resources.max_workers * self._files_of_a_rank()
+            own = recipe.proxy.epochs * (files + 2)  # commit and checkpoint
             return replace(proxy, written=RECORD_BYTES * records, requests=proxy.requests + own)
         if stage.name == "score":
             return Cost(
@@ -159,12 +160,18 @@ class _Pool:
         return replace(self._images(count, cropped), images=count, worker_seconds=count / self.speeds[speed])
 
     def _score_requests(self) -> int:
-        """A rank's file of an epoch: its footer for every range of ids, and each of its blocks."""
-        resources = self.recipe.resources
-        span = BLOCK_ROWS << (resources.max_workers - 1).bit_length()
+        """Of a rank and epoch: a footer for every range of ids, one more where its next file begins, and each block."""
+        resources, span = self.recipe.resources, self._span()
         ranges = len(cut(self.data.num_samples, span, resources.tasks or resources.max_workers))
-        files = self.recipe.proxy.epochs * resources.max_workers
-        return files * (ranges + -(-self.data.num_samples // span))
+        footers, blocks = ranges + self._files_of_a_rank() - 1, -(-self.data.num_samples // span)
+        return self.recipe.proxy.epochs * resources.max_workers * (footers + blocks)
+
+    def _span(self) -> int:
+        """Ids of a block of dynamics."""
+        return BLOCK_ROWS << (self.recipe.resources.max_workers - 1).bit_length()
+
+    def _files_of_a_rank(self) -> int:
+        return -(-self.data.num_samples // (self._span() * FILE_BLOCKS))
 
 
 def keep(

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
@@ -23,10 +23,7 @@ _ABANDONED = 3600
 
 @dataclass(frozen=True)
 class DiskCache:
-    """folder: of the cache's own; max_bytes: of all files together, but for one that is being made.
-
-    The folder may be deleted at any time.
-    """
+    """folder: of the cache's own; max_bytes: of all files together. The folder may be deleted at any time."""
 
     folder: Path
     max_bytes: int
@@ -59,37 +56,45 @@ class DiskCache:
             return None
         return path
 
-    def fill(self, name: str, write: Callable[[BinaryIO], object]) -> bool:
-        """Have `write` write the file, unless it is there; False, at once, while another process does."""
+    def fill(self, name: str, size: int, make: Callable[[Callable[[int, Any], None]], object]) -> bool:
+        """Have `make` make the file, unless it is there; False, at once, while another process does.
+
+        size: of the file, about, in bytes: so much goes first where there is no room; make: is given what puts bytes at
+        an offset.
+        """
         lock = FileLock(self.folder / f"{name[:2]}.lock")  # shared by some names, so that locks do not pile up
         try:
             with lock.acquire(timeout=0):
                 if self.find(name) is None:
-                    storage.write_local(self.folder / name, write)
-                    self._evict(name)
+                    for left in self.folder.glob(f".{name}.*.tmp"):  # by a process that was killed: who has the lock,
+                        left.unlink(missing_ok=True)  # is the only one that writes this file
+                    self._make_room(size)
+                    with storage.replacing(self.folder / name) as put:
+                        make(put)
+                    self._make_room(0, but=name)  # it may have become larger
                 return True
         except Timeout:
             return False
 
-    def _evict(self, new: str) -> None:
-        sizes, now = _sizes(self.folder), time.time()
+    def _make_room(self, size: int, but: str | None = None) -> None:
+        sizes = _sizes(self.folder)
         held = sum(sizes.values())
         for path in sorted(sizes, key=_last_used):
-            if held <= self.max_bytes:
+            if held + size <= self.max_bytes:
                 return
-            if path.name == new or (path.suffix == ".tmp" and _last_used(path) > now - _ABANDONED):
-                continue
-            path.unlink(missing_ok=True)
-            held -= sizes[path]
+            if path.name != but:
+                path.unlink(missing_ok=True)
+                held -= sizes[path]
 
 
 def _sizes(folder: Path) -> dict[Path, int]:
-    """Bytes of each file that is no lock."""
-    sizes = {}
+    """Bytes of each file that is no lock and that nobody is writing."""
+    sizes, now = {}, time.time()
     for path in folder.iterdir():
         try:
-            if path.suffix != ".lock":
-                sizes[path] = path.stat().st_size
+            known = path.stat()
+            if path.suffix != ".lock" and not (path.suffix == ".tmp" and known.st_mtime > now - _ABANDONED):
+                sizes[path] = known.st_size
         except FileNotFoundError:
             continue
     return sizes

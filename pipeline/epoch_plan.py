@@ -147,7 +147,8 @@ def in_order(samples: Samples, ids: Ids, batch_size: int) -> Iterator[Planned]:
     """Steps of `batch_size` rows, the last one perhaps of fewer, with the distinct `ids` in the order given."""
     plan = Plan(samples, 0, "", batch_size, ids=ids)
     spans = np.stack([plan._bounds[:-1], plan._bounds[1:]], axis=1)
-    chunks = np.searchsorted(plan._bounds, np.searchsorted(np.sort(ids), ids), side="right") - 1
+    assert plan._sorted is not None
+    chunks = np.searchsorted(plan._bounds, np.searchsorted(plan._sorted, ids), side="right") - 1
     steps = np.arange(len(ids)) // batch_size
     for step in plan._cut(0, Order(ids, chunks, spans), steps, np.ones(len(ids), dtype=bool)):
         yield step._replace(num_valid_global=len(step.ids))

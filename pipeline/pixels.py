@@ -49,7 +49,8 @@ class ShardPixels:
 
         DataError if the shard is not the one that was indexed.
         """
-        return into.fill(self.name, lambda file: file.write(_to_arrow(self._decode(threads))))
+        size = len(self.offsets) * self.size**2 * 3
+        return into.fill(self.name, size, lambda put: put(0, _to_arrow(self._decode(threads))))
 
     def _decode(self, threads: int) -> NDArray[np.uint8]:
         """uint8 [n, size, size, 3]."""

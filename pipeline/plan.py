@@ -135,7 +135,7 @@ class _Plan:
         recipe, whole = self.recipe, {"index": self.data, "pseudo_label": labels}
         config = proxy.ProxyConfig(seed=self.seed, num_classes=recipe.data.num_classes, training=recipe.proxy)
         images = () if recipe.proxy.random_crop else ("index",)
-        found = {"proxy": self.add("proxy", 3, config, whole, proxy.run, f"proxy{which}", images)}
+        found = {"proxy": self.add("proxy", 4, config, whole, proxy.run, f"proxy{which}", images)}
         if recipe.needs_embeddings:
             looked = {**whole, **found}
             found["embed"] = self.add("embed", 1, embed.EmbedConfig(), looked, embed.run, f"embed{which}", ("index",))

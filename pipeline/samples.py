@@ -6,10 +6,11 @@ memory for all of them, only while it is used, and read from the index once.
 
 import tarfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -52,10 +53,10 @@ class Samples:
         """
         parts = index.parts()
         total = sum(part.rows for part in parts)
-        content = " ".join([*_COLUMNS, *(part.sha256 for part in parts)])
+        content = " ".join(["samples 1", *(part.sha256 for part in parts)])  # 1: how the file is laid out
         name = f"{storage.sha256(content.encode())[:32]}.samples"
         while (path := cache.find(name)) is None or (columns := _map(path, total)) is None:
-            if not cache.fill(name, partial(_write, index, total)):
+            if not cache.fill(name, 60 * total, partial(_write, index, total)):
                 time.sleep(0.02)
         data, known = load_config(index).data, load_shards(index)
         starts = np.array([*(shard.first_id for shard in known), total])
@@ -82,24 +83,20 @@ class Samples:
         )
 
 
-def _write(index: Artifact, total: int, file: BinaryIO) -> None:
+def _write(index: Artifact, total: int, put: Callable[[int, Any], None]) -> None:
     """Column by column, int64, then the keys as Arrow has large strings: N + 1 offsets, and their bytes."""
     offsets = 8 * len(_COLUMNS) * total
     names = offsets + 8 * (total + 1)
-    file.seek(offsets)
-    file.write(bytes(8))
+    put(offsets, bytes(8))
     start = num_bytes = 0
     for table in index.tables(columns=[*_COLUMNS, "key"]):  # never all of them in memory
         for place, name in enumerate(_COLUMNS):
-            file.seek(8 * (place * total + start))
-            file.write(table[name].to_numpy().astype(np.int64))
+            put(8 * (place * total + start), table[name].to_numpy().astype(np.int64))
         for keys in table["key"].cast(pa.large_string()).chunks:
             _, ends, characters = keys.buffers()
             own = np.frombuffer(ends, np.int64)[keys.offset : keys.offset + len(keys) + 1]
-            file.seek(offsets + 8 * (start + 1))
-            file.write(own[1:] - own[0] + num_bytes)
-            file.seek(names + num_bytes)
-            file.write(characters[int(own[0]) : int(own[-1])])
+            put(offsets + 8 * (start + 1), own[1:] - own[0] + num_bytes)
+            put(names + num_bytes, characters[int(own[0]) : int(own[-1])])
             start, num_bytes = start + len(keys), num_bytes + int(own[-1] - own[0])
 
 

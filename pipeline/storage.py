@@ -129,12 +129,12 @@ def _explained_write(uri: str) -> Iterator[None]:
             raise
 
 
-def _write_temporary(path: Path, fill: Callable[[BinaryIO], object]) -> Path:
+def _write_temporary(path: Path, data: bytes | memoryview) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
     try:
         with temporary.open("wb") as file:
-            fill(file)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
     except BaseException:
@@ -150,21 +150,41 @@ def write(uri: str, data: bytes | memoryview) -> None:
         if isinstance(fs, LocalFileSystem):
             if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
                 raise UserError(f"{uri!r} is a device, a pipe or a socket: name a file")
-            _replace(Path(path), lambda file: file.write(data))
+            temporary = _write_temporary(Path(path), data)
+            try:
+                temporary.replace(path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
         else:
             fs.pipe_file(path, bytes(data))
 
 
-def write_local(path: Path, fill: Callable[[BinaryIO], object]) -> None:
-    """The same for a file of this machine that `fill` writes, here and there, for what is not to be in memory whole."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Callable[[int, Any], None]]:
+    """The same for a file of this machine that is never in memory whole: yields what puts bytes at an offset of it.
+
+    Nothing is there until all went well.
+    """
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
     with _explained_write(str(path)):
-        _replace(path, fill)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(temporary, os.O_CREAT | os.O_WRONLY)
 
+    def put(offset: int, data: Any) -> None:
+        with _explained_write(str(path)):
+            rest = memoryview(data).cast("B")
+            while len(rest):
+                written = os.pwrite(file, rest, offset)
+                rest, offset = rest[written:], offset + written
 
-def _replace(path: Path, fill: Callable[[BinaryIO], object]) -> None:
-    temporary = _write_temporary(path, fill)
     try:
-        temporary.replace(path)
+        try:
+            yield put
+        finally:
+            os.close(file)
+        with _explained_write(str(path)):
+            temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -184,7 +204,7 @@ def create(uri: str, data: bytes | memoryview) -> bool:
 
 
 def _link(uri: str, path: Path, data: bytes | memoryview) -> bool:
-    temporary = _write_temporary(path, lambda file: file.write(data))
+    temporary = _write_temporary(path, data)
     try:
         os.link(temporary, path)
     except FileExistsError:

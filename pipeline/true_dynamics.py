@@ -51,7 +51,7 @@ class TrueDynamics:
             self._writer.observe(place[here], rows, self._labels[place[here]])
 
     def flush(self, epoch: int) -> DynamicsPart | None:
-        """Write this rank's file of the epoch."""
+        """Write this rank's files of the epoch."""
         return None if self._writer is None else self._writer.flush(epoch)
 
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
 
 import pyarrow as pa
 import pytest
@@ -26,11 +25,15 @@ def cache(tmp_path: Path) -> DiskCache:
     return DiskCache(tmp_path, 100)
 
 
-def content(data: bytes) -> Callable[[BinaryIO], object]:
-    return lambda file: file.write(data)
+Make = Callable[[Callable[[int, bytes], None]], object]
 
 
-def never(file: BinaryIO) -> None:
+def content(data: bytes) -> tuple[int, Make]:
+    """What `fill` is told of a file."""
+    return len(data), lambda put: put(0, data)
+
+
+def never(put: Callable[[int, bytes], None]) -> None:
     raise AssertionError("made though it is there")
 
 
@@ -40,28 +43,28 @@ def names(cache: DiskCache) -> set[str]:
 
 def test_a_file_is_made_once_and_found(cache: DiskCache) -> None:
     assert cache.find("one") is None
-    assert cache.fill("one", content(b"content"))
+    assert cache.fill("one", *content(b"content"))
     found = cache.find("one")
     assert found is not None and found.read_bytes() == b"content"
-    assert cache.fill("one", never)
+    assert cache.fill("one", 0, never)
 
 
 def test_what_was_not_used_longest_goes(cache: DiskCache) -> None:
     for age, name in enumerate(["a", "b", "c"]):
-        cache.fill(name, content(bytes(30)))
+        cache.fill(name, *content(bytes(30)))
         os.utime(cache.folder / name, (1000 + age, 1000 + age))
     assert cache.find("a") is not None  # which makes it the last one used
-    cache.fill("d", content(bytes(30)))
+    cache.fill("d", *content(bytes(30)))
     assert names(cache) == {"a", "c", "d"}
-    cache.fill("large", content(bytes(70)))
+    cache.fill("large", *content(bytes(70)))
     assert names(cache) == {"d", "large"}
 
 
 def test_a_file_larger_than_the_cache_is_alone_in_it(cache: DiskCache) -> None:
-    cache.fill("a", content(bytes(30)))
-    cache.fill("huge", content(bytes(1000)))
+    cache.fill("a", *content(bytes(30)))
+    cache.fill("huge", *content(bytes(1000)))
     assert names(cache) == {"huge"}
-    cache.fill("b", content(bytes(30)))
+    cache.fill("b", *content(bytes(30)))
     assert names(cache) == {"b"}
 
 
@@ -71,39 +74,74 @@ def test_it_never_holds_more_than_it_may(wanted: list[tuple[str, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         cache = DiskCache(Path(folder), 100)
         for name, size in wanted:
-            assert cache.fill(name, content(bytes(size)))
+            assert cache.fill(name, *content(bytes(size)))
             assert cache.find(name) is not None
             assert sum(path.stat().st_size for path in cache.folder.iterdir()) <= 100
 
 
 def test_a_file_that_is_mapped_outlives_its_eviction(cache: DiskCache) -> None:
-    cache.fill("a", content(b"still here" * 5))
+    cache.fill("a", *content(b"still here" * 5))
     mapped = pa.memory_map(str(cache.find("a"))).read_buffer()
-    cache.fill("b", content(bytes(90)))
+    cache.fill("b", *content(bytes(90)))
     assert cache.find("a") is None
     assert mapped.to_pybytes() == b"still here" * 5
 
 
 def test_what_a_maker_raises_leaves_nothing_and_the_next_one_makes_it(cache: DiskCache) -> None:
-    def fail(file: BinaryIO) -> None:
-        file.write(b"half of it")
+    def fail(put: Callable[[int, bytes], None]) -> None:
+        put(0, b"half of it")
         raise UserError("no")
 
     with pytest.raises(UserError, match="no"):
-        cache.fill("a", fail)
+        cache.fill("a", 9, fail)
     assert names(cache) == set()
-    assert cache.fill("a", content(b"yes"))
+    assert cache.fill("a", *content(b"yes"))
+
+
+@pytest.mark.parametrize("error", [ValueError("a mistake of ours"), FileNotFoundError("another file")])
+def test_what_a_maker_raises_is_not_blamed_on_the_cache(cache: DiskCache, error: Exception) -> None:
+    def fail(put: Callable[[int, bytes], None]) -> None:
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        cache.fill("a", 9, fail)
+
+
+def test_what_is_put_here_and_there_is_the_file(cache: DiskCache) -> None:
+    def make(put: Callable[[int, bytes], None]) -> None:
+        put(4, b"there")
+        put(0, b"here")
+
+    cache.fill("a", 9, make)
+    found = cache.find("a")
+    assert found is not None and found.read_bytes() == b"herethere"
+
+
+def test_room_is_made_before_a_file_is_written(small_disk: Path) -> None:
+    """Where no more is free on the disk than the cache may have."""
+    free = disk_cache.shutil.disk_usage(small_disk).free
+    cache = DiskCache.at(str(small_disk), int(0.9 * free))
+    for name in "abcd":
+        cache.fill(name, *content(bytes(int(0.4 * free))))
+    assert names(cache) == {"c", "d"}
+
+
+def test_a_file_that_became_larger_than_was_said_takes_the_room_of_others(cache: DiskCache) -> None:
+    cache.fill("a", *content(bytes(60)))
+    cache.fill("b", 10, content(bytes(70))[1])
+    assert names(cache) == {"b"}
 
 
 HOLDER = """
 import sys
 from pathlib import Path
 from pipeline.disk_cache import DiskCache
-def make(file):
+def make(put):
+    put(0, b"begun")
     print("making", flush=True)
-    file.write(sys.stdin.readline().encode())
+    put(0, sys.stdin.readline().encode())
 cache = DiskCache(Path(sys.argv[1]), 100)
-while not cache.fill(sys.argv[2], make):
+while not cache.fill(sys.argv[2], 7, make):
     pass
 print(cache.find(sys.argv[2]).read_bytes().decode().strip())
 """
@@ -124,12 +162,12 @@ def filled_elsewhere(cache: DiskCache, name: str) -> Iterator[subprocess.Popen[s
 
 def test_while_another_process_makes_a_file_nobody_waits(cache: DiskCache) -> None:
     with filled_elsewhere(cache, "name") as other:
-        assert cache.fill("name", never) is False
+        assert cache.fill("name", 0, never) is False
         assert cache.find("name") is None
-        assert cache.fill("other", content(b"meanwhile"))
+        assert cache.fill("other", *content(b"meanwhile"))
         out, _ = other.communicate("theirs\n", timeout=30)
         assert out == "theirs\n"
-    assert cache.fill("name", never)
+    assert cache.fill("name", 0, never)
 
 
 def test_a_process_that_is_killed_in_the_midst_of_it_is_in_nobodys_way(cache: DiskCache) -> None:
@@ -137,41 +175,42 @@ def test_a_process_that_is_killed_in_the_midst_of_it_is_in_nobodys_way(cache: Di
         other.send_signal(signal.SIGKILL)
         other.wait()
         deadline = time.monotonic() + 10
-        while not cache.fill("name", content(b"ours")):
+        while not cache.fill("name", *content(b"ours")):
             assert time.monotonic() < deadline
     found = cache.find("name")
     assert found is not None and found.read_bytes() == b"ours"
+    assert names(cache) == {"name"}  # what it had written is gone
 
 
 def test_what_an_unfinished_write_left_counts_and_goes(cache: DiskCache) -> None:
     left = cache.folder / ".name.0123.tmp"
     left.write_bytes(bytes(60))
     os.utime(left, (1000, 1000))
-    cache.fill("a", content(bytes(50)))
+    cache.fill("a", *content(bytes(50)))
     assert names(cache) == {"a"}
 
 
 def test_what_another_process_is_writing_stays(cache: DiskCache) -> None:
     being_written = cache.folder / ".name.0123.tmp"
     being_written.write_bytes(bytes(200))
-    cache.fill("a", content(bytes(50)))
-    cache.fill("b", content(bytes(50)))
-    assert names(cache) == {being_written.name, "b"}
+    cache.fill("a", *content(bytes(50)))
+    cache.fill("b", *content(bytes(50)))
+    assert names(cache) == {being_written.name, "a", "b"}
 
 
 def test_files_that_vanish_meanwhile_are_no_trouble(cache: DiskCache, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when two processes make room at once."""
     for name in ("a", "b"):
-        cache.fill(name, content(bytes(50)))
+        cache.fill(name, *content(bytes(50)))
     sizes = disk_cache._sizes
 
     def outdated(folder: Path) -> dict[Path, int]:
         found = sizes(folder)
-        (folder / "a").unlink()
+        (folder / "a").unlink(missing_ok=True)
         return found
 
     monkeypatch.setattr(disk_cache, "_sizes", outdated)
-    assert cache.fill("c", content(bytes(50)))
+    assert cache.fill("c", *content(bytes(50)))
     assert "c" in names(cache)
 
 
@@ -194,7 +233,7 @@ def test_in_a_place_that_is_named_it_touches_nothing_but_its_own_folder(tmp_path
     cache = DiskCache.at(str(tmp_path), 100)
     assert cache.folder.parent == tmp_path
     for name in ("a", "b"):
-        cache.fill(name, content(bytes(80)))
+        cache.fill(name, *content(bytes(80)))
     assert names(cache) == {"b"}
     assert (tmp_path / "train-000000.tar").stat().st_size == 1000
     assert DiskCache.at(str(tmp_path / "new/er"), 100).folder.parent == tmp_path / "new/er"
@@ -220,9 +259,9 @@ def test_a_folder_of_someone_else_is_not_trusted(tmp_path: Path, monkeypatch: py
 
 def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(small_disk: Path) -> None:
     cache = DiskCache.at(str(small_disk), 10**9)
-    cache.fill("a", content(b"there"))
+    cache.fill("a", *content(b"there"))
     with suppress(OSError):
         (small_disk / "filling").write_bytes(bytes(1 << 20))
     with pytest.raises(UserError, match=r"^no space left to write '.*bb': free some, then run the same command again$"):
-        cache.fill("bb", content(bytes(5000)))
+        cache.fill("bb", *content(bytes(5000)))
     assert names(cache) == {"a"}

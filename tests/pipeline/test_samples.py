@@ -1,8 +1,11 @@
 """Where the images are, and whether they still are what was indexed."""
 
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,6 +90,35 @@ def test_a_file_that_was_cut_short_or_added_to_is_made_again(
     file.write_bytes({-1: whole[:-1], 1: whole + b"x"}.get(size, whole[:size]))
     assert_same(Samples.open(index, cache), opened)
     assert file.read_bytes() == whole
+
+
+def test_processes_that_begin_together_write_it_once(
+    index: Artifact, opened: Samples, cache: DiskCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+    write = samples._write
+    monkeypatch.setattr(samples, "_write", lambda *args: written.append(args) or time.sleep(0.3) or write(*args))
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: Samples.open(index, cache), range(4)):
+            assert_same(found, opened)
+    assert len(written) == 1
+
+
+def test_a_file_that_is_evicted_before_it_is_mapped_is_made_again(
+    index: Artifact, opened: Samples, cache: DiskCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Samples.open(index, cache)
+    (file,) = cache.folder.glob("*.samples")
+    map_, lost = samples._map, []
+
+    def map_late(path: Path, total: int) -> Any:
+        if not lost:
+            lost.append(file.unlink())
+        return map_(path, total)
+
+    monkeypatch.setattr(samples, "_map", map_late)
+    assert_same(Samples.open(index, cache), opened)
+    assert lost
 
 
 def test_another_index_of_as_many_samples_has_a_file_of_its_own(
