@@ -25,8 +25,8 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 	    { echo "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	test -x $(UV) || { $(PYTHON) -m venv $(VENV) && $(VENV)/bin/pip install --quiet uv==$(UV_VERSION); }
-	$(UV) pip sync --quiet --compile-bytecode requirements.lock
-	$(UV) pip install --quiet --no-deps --editable .
+	$(UV) pip sync --python $(VENV) --quiet --compile-bytecode requirements.lock
+	$(UV) pip install --python $(VENV) --quiet --no-deps --editable .
 	touch $@
 
 lock: $(VENV)/.installed
