@@ -4,8 +4,10 @@ import pytest
 
 from pipeline import plan, probe
 from pipeline.cost import RECORD_BYTES, SPEEDS, Cost, Data, estimate, look_at, seconds
+from pipeline.dynamics import BLOCK_ROWS, FILE_BLOCKS
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.resources import Elastic
+from pipeline.score import cut
 from pipeline.stage import Artifact
 from tests.running import tiny_recipe
 
@@ -44,6 +46,20 @@ def test_images_that_are_cached_are_decoded_once_and_streamed_ones_every_time(re
     for costs in (cached, streamed):
         assert costs["proxy"].worker_seconds == 8 * 1000 / 100
         assert costs["proxy"].written == RECORD_BYTES * 8 * 1000
+
+
+def test_the_files_of_a_large_pool_are_counted(recipe: Recipe) -> None:
+    """A rank ends a file after FILE_BLOCKS blocks, and a range asks for the footers of those that have its ids."""
+    n, workers = 10**8, 2
+    pool, span = Data(n, 10**12, 10**4, exact=True), 2 * BLOCK_ROWS
+    costs = estimated(changed(recipe, images="cache", num_workers=workers, tasks=5), pool)
+    files = [range(low, min(low + FILE_BLOCKS * span, n)) for low in range(0, n, FILE_BLOCKS * span)]
+    assert len(files) == 48
+    ranges, blocks = cut(n, span, 5), len(range(0, n, span))
+    asked = sum(file.start < high and low < file.stop for low, high in ranges for file in files)
+    asked += sum(low == file.start for low, _ in ranges[1:] for file in files)  # the estimate knows of no luck
+    assert costs["proxy"].requests == 8 * (workers * len(files) + 2)
+    assert costs["score"].requests == 8 * workers * (asked + blocks)
 
 
 def test_the_supervised_baseline_reads_no_unlabelled_image(recipe: Recipe) -> None:
