@@ -13,6 +13,7 @@ Networks: `small` for CPU cores; `paper` as published (2605.23198, 2001.07685), 
 import argparse
 import json
 import os
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import pyarrow as pa
 
 from benchmarks.corrupt import corrupted, long_tailed, read
 from jobs.display import Display, table
-from pipeline import plan, tar
+from pipeline import mislabel, plan, tar
 from pipeline.index import load_index
 from pipeline.recipe import Recipe
 from pipeline.run import environment, execute
@@ -41,6 +42,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "small": {
         "ssl": {"model": {"name": "resnet9", "width": 16}, "steps": 8000, "lr": 0.03, "unlabelled_ratio": 1},
         "options": {name: {"momentum": 0.99} for name in ("freematch", "softmatch")},  # .999 is slow for so few steps
+        "cluster": {"heads": 8, "epochs": 100, "warmup_epochs": 10},
         "proxy": {"model": {"name": "resnet9", "width": 16}, "epochs": 20, "lr": 0.1},
         "final": {"model": {"name": "resnet9", "width": 16}, "epochs": 12, "lr": 0.1},
         "min_steps": 2000,
@@ -49,6 +51,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "paper": {
         "ssl": {"model": {"name": "wrn_28_2"}, "steps": 2**17},
         "options": {},
+        "cluster": {},
         "proxy": {"model": {"name": "resnet18"}, "epochs": 200, "lr": 0.1},
         "final": {"model": {"name": "resnet18"}, "epochs": 200, "lr": 0.1},
         "min_steps": 30_000,
@@ -79,7 +82,8 @@ def make(data: Path, out: Path, variant: str, images: int | None) -> Path:
 def selections(fractions: list[float], *, judged: bool, grid: bool) -> list[dict[str, Any]]:
     """Of every size: the two methods of SemiPrune, CCS and EL2N; their names end in the size.
 
-    judged: whether held-out labels choose options; without them, nothing is cut. c_d is the published 3, too.
+    judged: whether held-out labels choose options; without them, nothing is cut, or the least that `auto` cuts. c_d is
+    the published 3, too.
     """
 
     def tried(option: str, usual: list[float | str]) -> list[float | str]:
@@ -88,7 +92,8 @@ def selections(fractions: list[float], *, judged: bool, grid: bool) -> list[dict
     autos: list[float | str] = ["auto"] if judged else []
     found: list[dict[str, Any]] = []
     for keep in fractions:
-        cuts = [m for m in tried("mislabel_fraction", autos or [0.0]) if m == "auto" or float(m) + keep <= 1]
+        fixed: list[float | str] = [0.0, float(mislabel.least(Fraction(str(keep))))]
+        cuts = [m for m in tried("mislabel_fraction", autos or fixed) if m == "auto" or float(m) + keep <= 1]
         ways: dict[str, tuple[str, dict[str, Any]]] = {
             f"aum-{m}": ("double_end", {"score": "aum", "mislabel_fraction": m}) for m in cuts
         }
@@ -115,7 +120,7 @@ def recipe(options: argparse.Namespace, shards: Path, algorithm: str, labels: in
         "resources": {"num_workers": options.workers, "cpus_per_worker": options.threads},
     }
     if label_free:
-        content |= {"encode": options.label_free, "cluster": {}}
+        content |= {"encode": options.label_free, "cluster": network["cluster"]}
     else:
         steps = 1 if labels is None else options.steps or network["ssl"]["steps"]  # labels replace what it predicts
         content["ssl"] = {

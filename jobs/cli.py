@@ -129,6 +129,23 @@ def plan(
 
 
 @app.command()
+def explain(
+    key: Annotated[str | None, typer.Argument(help="Such as ssl, ssl.lr, score, select.options.")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of recipes, for editors.")] = False,
+) -> None:
+    """Explain what a recipe may hold: its sections, or a key and all below it, with values, default and meaning."""
+    from pipeline import reference
+
+    if schema:
+        typer.echo(json.dumps(reference.schema(), indent=2))
+        return
+    rows = [(found.name, found.values, found.default, found.meaning) for found in reference.keys(key)]
+    table(f"Keys of a recipe{f': {key}' if key else ''}", ("key", "values", "default", "meaning"), rows)
+    if key is None:
+        typer.echo("More: semiprune explain SECTION")
+
+
+@app.command()
 def status(run: Annotated[str, typer.Argument(help="Run directory (the recipe's root).")]) -> None:
     """Show how far a run is, from its directory alone."""
     from pipeline.status import read_status

@@ -1,11 +1,14 @@
 """bfloat16 autocast where the device is fast at it, float32 elsewhere."""
 
 import contextlib
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 
-Precision = Literal["auto", "bf16", "fp32"]
+Precision = Annotated[
+    Literal["auto", "bf16", "fp32"], Field(description="auto is bf16 where the device is fast at it, else fp32")
+]
 
 
 def resolve(precision: Precision, device: torch.device) -> Literal["bf16", "fp32"]:

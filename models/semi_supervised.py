@@ -29,11 +29,15 @@ class SemiSupervisedConfig(training.TrainingConfig):
     Where the authors of another algorithm differ, what is left out is as they have it.
     """
 
-    algorithm: str = Field(default="fixmatch", description="an algorithm of models/ssl")
+    algorithm: str = Field(
+        default="fixmatch",
+        description="an algorithm of models/ssl",
+        json_schema_extra=lambda name: name.update(enum=list(algorithms())),
+    )
     options: dict[str, Any] = Field(
         default_factory=dict, description="settings of the algorithm", validate_default=True
     )
-    model: ModelConfig = ModelConfig(name="wrn_28_2")
+    model: ModelConfig = Field(default=ModelConfig(name="wrn_28_2"), description="the network")
     steps: int = Field(default=2**15, ge=1, description="updates in all")
     batch_size: int = Field(default=64, ge=1, description="labelled samples of a step, over all workers")
     micro_batches: int = Field(
@@ -54,7 +58,7 @@ class SemiSupervisedConfig(training.TrainingConfig):
     unlabelled_weight: float = Field(default=1.0, ge=0, description="of the unlabelled loss")
     lr: float = Field(default=0.03, gt=0, description="learning rate at its highest")
     ema_decay: float = Field(default=0.999, ge=0, lt=1, description="of the averaged network, which predicts")
-    augment: AugmentConfig = AugmentConfig()
+    augment: AugmentConfig = Field(default=AugmentConfig(), description="weak and strong views")
     checkpoint_every: int = Field(default=1000, ge=1, description="steps between checkpoints")
 
     @model_validator(mode="before")

@@ -27,8 +27,10 @@ class SupervisedConfig(training.TrainingConfig):
 
     epochs: int = Field(default=200, ge=1, description="passes over the data")
     final_lr_fraction: float = Field(default=1e-3, ge=0, le=1, description="last learning rate, as a fraction of lr")
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    augment: WeakConfig = WeakConfig()
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="probability that is taken from the label and spread over all classes"
+    )
+    augment: WeakConfig = Field(default=WeakConfig(), description="what images are changed by")
 
 
 class SupervisedTrainer:

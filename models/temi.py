@@ -40,7 +40,7 @@ class TemiConfig(Config):
     beta: float = Field(default=0.6, gt=0, le=1, description="below 1, against all samples in one cluster")
     teacher_decay: float = Field(default=0.996, ge=0, lt=1, description="of the averaged heads, which predict")
     share_decay: float = Field(default=0.9, ge=0, lt=1, description="of the clusters' running shares of the pool")
-    precision: Precision = Field(default="auto", description="auto is bf16 where the device is fast at it, else fp32")
+    precision: Precision = "auto"
 
 
 class Pairs(NamedTuple):

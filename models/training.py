@@ -23,13 +23,13 @@ from pipeline.config import Config
 class TrainingConfig(Config):
     """Settings of stochastic gradient descent; `batch_size` is summed over all ranks."""
 
-    model: ModelConfig = ModelConfig()
+    model: ModelConfig = Field(default=ModelConfig(), description="the network")
     batch_size: int = Field(default=128, ge=1, description="labelled samples of a step, over all workers")
     lr: float = Field(default=0.1, gt=0, description="learning rate at its highest")
-    momentum: float = Field(default=0.9, ge=0, lt=1)
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of SGD")
     nesterov: bool = Field(default=True, description="look-ahead momentum; needs momentum above 0")
     weight_decay: float = Field(default=5e-4, ge=0, description="not applied to biases and batch norms")
-    precision: Precision = Field(default="auto", description="auto is bf16 where the device is fast at it, else fp32")
+    precision: Precision = "auto"
 
 
 def seeded_model(config: ModelConfig, num_classes: int, seed: int, device: torch.device) -> Backbone:

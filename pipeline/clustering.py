@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,11 +28,10 @@ if TYPE_CHECKING:
 
 
 class ClusterSettings(TemiConfig):
-    """The `cluster` section of a recipe. neighbours: from which the partner of a sample is drawn."""
+    """The `cluster` section of a recipe. A checkpoint holds every head four times."""
 
-    neighbours: Annotated[int, Field(ge=1)] = 50
-    checkpoint_every: Annotated[int, Field(ge=1)] = 5
-    """Epochs between checkpoints, each of which holds every head four times."""
+    neighbours: int = Field(default=50, ge=1, description="from which the partner of a sample is drawn")
+    checkpoint_every: int = Field(default=5, ge=1, description="epochs between checkpoints")
 
 
 class ClusterConfig(Config):

@@ -30,24 +30,29 @@ Channels = tuple[float, float, float]
 
 
 class EncodeConfig(Config):
-    """The `encode` section of a recipe: an encoder with its weights, or a table.
+    """The `encode` section of a recipe: an encoder with its weights, or a table."""
 
-    encoder: a classification network of torchvision, whose penultimate features are taken, or "pixels", which needs no
-    weights; weights: a file of torch.save or safetensors with the network's tensors by name, or the name of weights
-    that torchvision publishes and that lie in this machine's torch hub cache; size: side to which images are resized
-    for the encoder, None for data.image_size; mean, std: of the channels in 0..1, by default ImageNet's; table: Parquet
-    with a column `key` or `sample_id` and a column of lists of floats, `column`; dtype: of what is kept.
-    """
-
-    encoder: str | None = None
-    weights: str | None = None
-    size: Annotated[int, Field(ge=1, le=1024)] | None = None
-    mean: Channels = (0.485, 0.456, 0.406)
-    std: Channels = (0.229, 0.224, 0.225)
+    encoder: str | None = Field(
+        default=None,
+        description="a classification network of torchvision, whose penultimate features are taken, or pixels, which "
+        "needs no weights",
+    )
+    weights: str | None = Field(
+        default=None,
+        description="a file of torch.save or safetensors with the network's tensors by name, or the name of weights "
+        "that torchvision publishes and that lie in this machine's torch hub cache",
+    )
+    size: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        default=None, description="side to which images are resized for the encoder; null: data.image_size"
+    )
+    mean: Channels = Field(default=(0.485, 0.456, 0.406), description="of the channels, in 0..1; ImageNet's")
+    std: Channels = Field(default=(0.229, 0.224, 0.225), description="of the channels, in 0..1; ImageNet's")
     precision: Precision = "auto"
-    table: Uri | None = None
-    column: str = "embedding"
-    dtype: Literal["float32", "float16"] = "float32"
+    table: Uri | None = Field(
+        default=None, description="Parquet with a column key or sample_id and a column of lists of floats"
+    )
+    column: str = Field(default="embedding", description="of the table: the lists")
+    dtype: Literal["float32", "float16"] = Field(default="float32", description="of what is kept")
 
     @model_validator(mode="after")
     def _one_source(self) -> "EncodeConfig":

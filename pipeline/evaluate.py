@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,19 +24,18 @@ Ids = NDArray[np.int64]
 
 
 class EvaluateSettings(Config):
-    """The `evaluate` section of a recipe.
+    """The `evaluate` section of a recipe."""
 
-    test_shards: labelled shards that nothing else reads; labels: table key,label of annotated images, for pools whose
-    shards carry no labels; seeds: trainings per subset; baselines: what the coresets are compared with; training: from
-    scratch, the same for every subset; min_steps: small subsets train for more epochs, at least this many steps.
-    """
-
-    test_shards: Patterns
-    labels: Uri | None = None
-    seeds: Annotated[int, Field(ge=1, le=100)] = 3
-    baselines: tuple[Literal["random", "full"], ...] = ("random", "full")
-    min_steps: Annotated[int, Field(ge=1)] = 1
-    training: CroppedTraining
+    test_shards: Patterns = Field(description="labelled shards that nothing else reads, as data.shards names them")
+    labels: Uri | None = Field(
+        default=None, description="table key,label of annotated images, for pools whose shards carry no labels"
+    )
+    seeds: int = Field(default=3, ge=1, le=100, description="trainings per subset")
+    baselines: tuple[Literal["random", "full"], ...] = Field(
+        default=("random", "full"), description="what the coresets are compared with"
+    )
+    min_steps: int = Field(default=1, ge=1, description="small subsets train for more epochs, at least this many steps")
+    training: CroppedTraining = Field(description="from scratch, the same for every subset")
 
 
 class EvaluateConfig(Config):

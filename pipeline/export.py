@@ -3,7 +3,7 @@
 import io
 from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,10 +23,10 @@ from pipeline.stage import Artifact, Output, Part, Progress
 
 
 class ExportConfig(Config):
-    """The `export` section of a recipe. shards: whether pruned shards are written too."""
+    """The `export` section of a recipe."""
 
-    shards: bool = True
-    samples_per_shard: Annotated[int, Field(ge=1)] = 1000
+    shards: bool = Field(default=True, description="whether shards of the coreset are written too")
+    samples_per_shard: int = Field(default=1000, ge=1, description="samples of such a shard")
 
 
 def run(

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from pipeline import images, labels, quarantine, shards, storage
 from pipeline.config import Config
@@ -49,22 +49,27 @@ _GROUP = 16
 class DataConfig(Config):
     """The `data` section of a recipe.
 
-    shards: paths or URIs with {000..019} and wildcards, or lists of shards (NAME.json), one string or several; shards
-    added after those of an earlier index of the same root leave its sample_ids as they are; num_classes, or classes:
-    their names, in the order of their numbers; image_size: side of the square that every later stage sees; label_field:
-    the field of `.json` that holds the label, else `.cls`; labels: a CSV or Parquet table key,label, used instead of
-    what the shards say; quarantine_limit: fraction of the data that may be unusable; max_pixels: larger images are not
-    decoded.
+    Shards added after those of an earlier index of the same root leave its sample_ids as they are.
     """
 
-    shards: Patterns
-    num_classes: Annotated[int, Field(ge=2)]
-    classes: tuple[str, ...] = ()
-    image_size: Annotated[int, Field(ge=8, le=1024)]
-    label_field: str | None = None
-    labels: Uri | None = None
-    quarantine_limit: Annotated[float, Field(ge=0, le=1)] = 0.01
-    max_pixels: Annotated[int, Field(ge=1, le=images.MAX_PIXELS)] = 50_000_000
+    model_config = ConfigDict(json_schema_extra=lambda schema: schema["required"].remove("num_classes"))
+
+    shards: Patterns = Field(
+        description="paths or URIs with {000..019} and wildcards, or lists of shards (NAME.json), one or several"
+    )
+    num_classes: int = Field(ge=2, description="how many there are; not needed where classes names them")
+    classes: tuple[str, ...] = Field(default=(), description="names of the classes, in the order of their numbers")
+    image_size: int = Field(ge=8, le=1024, description="side of the square that every later stage sees")
+    label_field: str | None = Field(
+        default=None, description="the field of .json that holds the label; null: the label is in .cls"
+    )
+    labels: Uri | None = Field(
+        default=None, description="a CSV or Parquet table key,label, used instead of what the shards say"
+    )
+    quarantine_limit: float = Field(default=0.01, ge=0, le=1, description="fraction of the data that may be unusable")
+    max_pixels: int = Field(
+        default=50_000_000, ge=1, le=images.MAX_PIXELS, description="images that are larger are not decoded"
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import Field
 
 from pipeline import ingest, true_dynamics
 from pipeline.batches import as_batches
@@ -25,9 +26,11 @@ from pipeline.true_dynamics import TrueDynamics
 
 
 class ProxySettings(CroppedTraining):
-    """The `proxy` section of a recipe. probs: whether the probabilities of all classes are recorded, as TDDS needs."""
+    """The `proxy` section of a recipe."""
 
-    probs: bool = False
+    probs: bool = Field(
+        default=False, description="whether the probabilities of all classes are recorded, as tdds needs"
+    )
 
 
 class ProxyConfig(Config):

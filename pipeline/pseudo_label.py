@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -30,14 +30,21 @@ if TYPE_CHECKING:
 
 
 class PseudoLabelConfig(Config):
-    """labelled_rows: what the proxy trains on where the model was given the label, that label or the model's.
+    """The `pseudo_label` section of a recipe.
 
-    Held-out rows are never given theirs: they are as the unlabelled ones are, so that they can speak for them.
-    views: of how many weak views of each image the probabilities are averaged; 1 is the image itself.
+    Held-out rows are never given their label: they are as the unlabelled ones are, so that they can speak for them.
     """
 
-    labelled_rows: Literal["ground_truth", "model"] = "ground_truth"
-    views: Annotated[int, Field(ge=1, le=100)] = 1
+    labelled_rows: Literal["ground_truth", "model"] = Field(
+        default="ground_truth",
+        description="what the proxy trains on where the model was given the label: that label, or the model's",
+    )
+    views: int = Field(
+        default=1,
+        ge=1,
+        le=100,
+        description="of how many weak views of each image the probabilities are averaged; 1 is the image itself",
+    )
 
 
 def run(

@@ -13,13 +13,15 @@ from pipeline.images import Box, Crop
 
 
 class RandomCrop(Config):
-    """Which parts. area: of the part, as a fraction of the image's; ratio: its width over its height, where that fits.
+    """Which parts of images are seen.
 
     Unlike torchvision's RandomResizedCrop, which draws again what does not fit, a ratio is clipped to one that does.
     """
 
-    area: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (0.75, 4 / 3)
+    area: tuple[float, float] = Field(default=(0.08, 1.0), description="of the part, as a fraction of the image's")
+    ratio: tuple[float, float] = Field(
+        default=(0.75, 4 / 3), description="of the part's width to its height, where that fits"
+    )
     flip: bool = Field(default=True, description="mirror half of the images")
 
     @model_validator(mode="after")
@@ -46,12 +48,11 @@ class RandomCrop(Config):
 
 
 class CroppedTraining(SupervisedConfig):
-    """A supervised training. random_crop: the part of each image that an epoch sees; the centre square if None.
+    """A supervised training. Parts are cut from whole images: a training with them streams from the shards."""
 
-    Parts are cut from whole images: a training with them streams from the shards.
-    """
-
-    random_crop: RandomCrop | None = None
+    random_crop: RandomCrop | None = Field(
+        default=None, description="the part of each image that an epoch sees; null: the centre square"
+    )
 
     def views(self, seed: int, purpose: str) -> Views | None:
         """For `pipeline.stream`."""

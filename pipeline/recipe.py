@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from typing import Annotated, Any, get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -28,28 +28,26 @@ from pipeline.warm_start import RefreshConfig
 
 
 class Recipe(Config):
-    """All sections of a recipe. root: the run directory; seed: of every random draw of the run.
+    """All sections of a recipe."""
 
-    ssl or cluster: where pseudo-labels come from, a few labels or none; encode: of what clusters and typical images are
-    made.
-    """
-
-    root: Uri
-    seed: int = 0
-    data: DataConfig
-    split: SplitConfig
-    encode: EncodeConfig | None = None
-    ssl: SslSettings | None = None
-    cluster: ClusterSettings | None = None
-    pseudo_label: PseudoLabelConfig | None = None
-    proxy: ProxySettings
-    score: ScoreConfig
-    select: Annotated[tuple[SelectConfig, ...], Field(min_length=1)]
-    export: ExportConfig = ExportConfig()
-    evaluate: EvaluateSettings | None = None
-    report: ReportConfig = ReportConfig()
-    refresh: RefreshConfig = RefreshConfig()
-    resources: Resources = Resources()
+    root: Uri = Field(description="the run directory: a local folder, or a URI such as s3://bucket/run")
+    seed: int = Field(default=0, description="of every random draw of the run")
+    data: DataConfig = Field(description="the images and what is known of them")
+    split: SplitConfig = Field(description="which labels the pipeline sees, and which of them check its pseudo-labels")
+    encode: EncodeConfig | None = Field(default=None, description="embeddings, for clusters and typical images")
+    ssl: SslSettings | None = Field(default=None, description="pseudo-labels from a few labels: this or cluster")
+    cluster: ClusterSettings | None = Field(default=None, description="pseudo-labels from no label: this or ssl")
+    pseudo_label: PseudoLabelConfig | None = Field(default=None, description="how ssl's predictions are made and used")
+    proxy: ProxySettings = Field(description="the training on pseudo-labels whose dynamics are recorded")
+    score: ScoreConfig = Field(description="difficulty scores by name, each with its options")
+    select: tuple[SelectConfig, ...] = Field(min_length=1, description="the coresets")
+    export: ExportConfig = Field(default=ExportConfig(), description="lists and shards of the coresets")
+    evaluate: EvaluateSettings | None = Field(
+        default=None, description="trainings on the coresets, where labels are known; null: none"
+    )
+    report: ReportConfig = Field(default=ReportConfig(), description="the page that says what was found")
+    refresh: RefreshConfig = Field(default=RefreshConfig(), description="what `semiprune refresh` does with new shards")
+    resources: Resources = Field(default=Resources(), description="workers, tasks and the cache: speed, never results")
 
     @property
     def needs_embeddings(self) -> bool:

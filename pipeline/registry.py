@@ -35,6 +35,18 @@ class Component:
         __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A component in words. what: the first line of its file; options: with their defaults, as in "T=30, J=10", and
+    what they mean."""
+
+    name: str
+    what: str
+    options: str
+    meaning: str
+    source: str
+
+
 C = TypeVar("C", bound=Component)
 
 
@@ -69,14 +81,23 @@ class Registry(Generic[C]):
             raise ChoiceError(f"there is no {self.kind} {name!r}: choose from {', '.join(self._classes)}")
         return self._classes[name]
 
-    def describe(self) -> str:
-        """Every component for --help, a paragraph each: name, the first line of its file, options, source."""
-        lines = []
-        for name, found in self._classes.items():
-            what = (sys.modules[found.__module__].__doc__ or "").strip().splitlines()[0]
-            defaults = asdict(found.Options())
+    def entries(self) -> list["Entry"]:
+        """Every component as people are told of it."""
+        found = []
+        for name, component in self._classes.items():
+            what = (sys.modules[component.__module__].__doc__ or "").strip().splitlines()[0]
+            defaults = asdict(component.Options())
             options = ", ".join(f"{option}={_said(value)}" for option, value in defaults.items())
-            lines.append(f"{name} - {what} {f'Options: {options}. ' if options else ''}Source: {found.source}")
+            meaning = " ".join((component.Options.__doc__ or "").split()) if defaults else ""
+            found.append(Entry(name, what, options, meaning, component.source))
+        return found
+
+    def describe(self) -> str:
+        """Every component for --help, a paragraph each."""
+        lines = []
+        for entry in self.entries():
+            options = f"Options: {entry.options}. " if entry.options else ""
+            lines.append(f"{entry.name} - {entry.what} {options}Source: {entry.source}")
         return "\n\n".join(lines)
 
     def options(self, name: str, values: Mapping[str, Any]) -> Any:

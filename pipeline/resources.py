@@ -31,8 +31,8 @@ class Elastic(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    min: Annotated[int, Field(ge=1)]
-    max: Annotated[int, Field(ge=1)]
+    min: int = Field(ge=1, description="workers without which a training waits")
+    max: int = Field(ge=1, description="workers beyond which it takes none")
 
     @model_validator(mode="after")
     def _is_ordered(self) -> Self:
@@ -46,29 +46,37 @@ def _kind(value: Any) -> str:
 
 
 class Resources(BaseModel):
-    """Workers of a training and tasks of a stage.
-
-    num_workers: processes of a training, and final trainings at a time, a number or a range; cpus_per_worker: cores and
-    torch threads of each; gpus_per_worker: GPUs of each, 0 trains on the CPU; tasks: at a time where shards are read,
-    decoded or written, as many as there are cores when None; max_failures: how often a training whose worker died is
-    continued from its last commit before the stage fails; images: whether they are decoded once into a `cache` on each
-    machine's disk or `stream` from the shards in every epoch, by default what fits is cached; cache_dir: where the
-    cache has its folder, which also says where in the shards each image is, by default TMPDIR; cache_gb: what all runs
-    may keep there, by default half of what is free.
-    """
+    """Workers of a training and tasks of a stage: the `resources` section of a recipe, which changes speed alone."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     num_workers: Annotated[
         Annotated[Annotated[int, Field(ge=1)], Tag("fixed")] | Annotated[Elastic, Tag("elastic")], Discriminator(_kind)
-    ] = 2
-    cpus_per_worker: Annotated[int, Field(ge=1)] = 1
-    gpus_per_worker: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    tasks: Annotated[int, Field(ge=1)] | None = None
-    max_failures: Annotated[int, Field(ge=0)] = 3
-    images: Literal["auto", "cache", "stream"] = "auto"
-    cache_dir: Annotated[str, Field(min_length=1), AfterValidator(_local)] | None = None
-    cache_gb: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    ] = Field(
+        default=2, description="processes of a training, and final trainings at a time: a number, or {min: 2, max: 16}"
+    )
+    cpus_per_worker: int = Field(default=1, ge=1, description="cores and torch threads of each")
+    gpus_per_worker: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="of each; 0 trains on the CPU")
+    tasks: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="at a time where shards are read, decoded or written; null: as many as cores"
+    )
+    max_failures: int = Field(
+        default=3,
+        ge=0,
+        description="how often a training whose worker died is continued from its last commit before the stage fails",
+    )
+    images: Literal["auto", "cache", "stream"] = Field(
+        default="auto",
+        description="decoded once into a cache on each machine's disk, or streamed from the shards in every epoch; "
+        "auto caches what fits",
+    )
+    cache_dir: Annotated[str, Field(min_length=1), AfterValidator(_local)] | None = Field(
+        default=None,
+        description="where the cache has its folder, which also says where in the shards each image is; null: TMPDIR",
+    )
+    cache_gb: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        default=None, description="what all runs may keep there; null: half of what is free"
+    )
 
     @property
     def min_workers(self) -> int:

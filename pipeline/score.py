@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import field_validator, model_validator
+from pydantic import ConfigDict, field_validator, model_validator
 
 from pipeline import storage
 from pipeline.config import Config
@@ -19,7 +19,7 @@ from pipeline.parallel import map_items
 from pipeline.pseudo_label import train_labels
 from pipeline.reduce import Reduction
 from pipeline.resources import Resources
-from pipeline.scores import Request, requests
+from pipeline.scores import SCORES, Request, requests
 from pipeline.stage import Artifact, Output, Part, Progress, write_table_part
 
 SUM_ROWS = 1 << 13
@@ -30,11 +30,20 @@ PART_ROWS = 1 << 21
 """Samples of a part, at most."""
 
 
+def _as_written(schema: dict[str, Any]) -> None:
+    """The JSON Schema of what stands in a recipe, where a mapping of scores is not called `scores`."""
+    schema["properties"], schema["required"] = {}, []
+    schema["propertyNames"] = {"pattern": f"^({'|'.join(SCORES.names())})(@.+)?$"}
+    schema["additionalProperties"] = {"type": "object"}
+
+
 class ScoreConfig(Config):
     """scores: options by name of score, in a recipe without the word `scores`: `score: {aum: {}, dual: {T: 30}}`.
 
     `dual@60: {T: 60}` is one more with settings of its own.
     """
+
+    model_config = ConfigDict(json_schema_extra=_as_written)
 
     scores: dict[str, dict[str, Any]]
 

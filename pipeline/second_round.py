@@ -5,7 +5,7 @@ joins is taught as true labels are, so wrong pseudo-labels among it are learned 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -22,15 +22,20 @@ Bools = NDArray[np.bool_]
 
 
 class SecondRound(Config):
-    """`ssl.second_round` of a recipe.
+    """`ssl.second_round` of a recipe: which pseudo-labels of the first model join the labels.
 
-    confident: the least confidence of a pseudo-label that joins, as the first model has it. It is not calibrated: that
-    would take the held-out labels, which are to judge the second round too; the report says how many of the held-out
-    ones that are so confident are right. Easy classes have more confident rows than hard ones, often many times as
-    many, and the labelled rows become as unequal: `ssl.class_balanced` draws them evenly over the classes all the same.
+    Confidence is not calibrated: that would take the held-out labels, which are to judge the second round too; the
+    report says how many of the held-out ones that are so confident are right. Easy classes have more confident rows
+    than hard ones, often many times as many, and the labelled rows become as unequal: `ssl.class_balanced` draws them
+    evenly over the classes all the same.
     """
 
-    confident: Annotated[float, Field(ge=0, le=1)] = 0.95
+    confident: float = Field(
+        default=0.95,
+        ge=0,
+        le=1,
+        description="the least confidence of a pseudo-label that joins, as the first model has it",
+    )
 
 
 def is_confident(confidence: NDArray[np.float32], confident: float) -> Bools:

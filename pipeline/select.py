@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,18 +30,18 @@ TOGETHER = 1 << 24
 
 
 class SelectConfig(Config):
-    """name: what people call this coreset; selector: file of pipeline/selectors; keep_fraction: share of the pool.
+    """One coreset of the `select` section of a recipe. A plan puts the recipe's seed in where there is none."""
 
-    seed: of random selectors and of ties, None for the recipe's, which a plan puts in; keep_labelled: whether every
-    sample whose label was paid for is in the coreset, within the budget; options: settings of the selector.
-    """
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-    selector: str
-    keep_fraction: Annotated[float, Field(gt=0, le=1)]
-    seed: int | None = None
-    keep_labelled: bool = False
-    options: Annotated[dict[str, Any], Field(default_factory=dict, validate_default=True)]
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="what people call this coreset")
+    selector: str = Field(
+        description="how it is chosen", json_schema_extra=lambda name: name.update(enum=[*SELECTORS.names()])
+    )
+    keep_fraction: float = Field(gt=0, le=1, description="share of the pool")
+    seed: int | None = Field(default=None, description="of random selectors and of ties; null: the recipe's")
+    keep_labelled: bool = Field(
+        default=False, description="whether every sample whose label was paid for is in it, within the budget"
+    )
+    options: dict[str, Any] = Field(default_factory=dict, validate_default=True, description="of the selector")
 
     @field_validator("selector")
     @classmethod

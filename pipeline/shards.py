@@ -35,7 +35,9 @@ def _listed(value: Any) -> Any:
 Uri = Annotated[str, Field(min_length=1), AfterValidator(absolute)]
 """A place in settings, absolute: workers run in other folders, and equal settings must mean equal places."""
 
-Patterns = Annotated[tuple[Uri, ...], Field(min_length=1), BeforeValidator(_listed)]
+Patterns = Annotated[
+    tuple[Uri, ...], Field(min_length=1), BeforeValidator(_listed, json_schema_input_type=str | tuple[str, ...])
+]
 """Shards in settings, one string or several: paths or URIs with {000..019} and wildcards, or lists of shards."""
 
 

@@ -32,21 +32,33 @@ Ids = NDArray[np.int64]
 class SplitConfig(Config):
     """The `split` section of a recipe.
 
-    num_labelled: how many labels are visible, None for every one that the data has, 0 where clusters take their place;
-    draw: "uniform" over images (what the methods' papers call randomly labelled), "per_class" (as many of each class,
-    which uses knowledge of the class) or "typiclust" (the most typical images of the pool by their embeddings, arXiv
-    2202.02794, which all need a label); holdout_fraction: of the visible labels, withheld from training to check
-    pseudo-labels; folds: instead of holdout_fraction, in how many parts the visible labels are withheld one after the
-    other, each from trainings of its own, while the coreset comes from trainings that know all of them; labels: a CSV
-    or Parquet table key,label of what annotators gave back, trained on in addition to what is drawn, and never held
-    out: coresets are no random sample of the pool.
+    "uniform" is what the methods' papers call randomly labelled; "per_class" uses knowledge of the class. `labels` are
+    never held out: coresets are no random sample of the pool.
     """
 
-    num_labelled: Annotated[int, Field(ge=0)] | None = None
-    draw: Literal["uniform", "per_class", "typiclust"] = "uniform"
-    holdout_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    folds: Annotated[int | None, Field(ge=2, le=100, exclude_if=lambda folds: folds is None)] = None
-    labels: Annotated[Uri | None, Field(exclude_if=lambda uri: uri is None)] = None
+    num_labelled: Annotated[int, Field(ge=0)] | None = Field(
+        default=None,
+        description="how many labels are visible; null: every one that the data has; 0: clusters take their place",
+    )
+    draw: Literal["uniform", "per_class", "typiclust"] = Field(
+        default="uniform",
+        description="which labels: uniform over images, per_class as many of each, typiclust the most typical images "
+        "by their embeddings (arXiv 2202.02794), which all need a label",
+    )
+    holdout_fraction: float = Field(
+        default=0.2, ge=0, lt=1, description="of the visible labels, withheld from training to check pseudo-labels"
+    )
+    folds: Annotated[int, Field(ge=2, le=100)] | None = Field(
+        default=None,
+        exclude_if=lambda folds: folds is None,
+        description="instead of holdout_fraction: in how many parts the visible labels are withheld one after the "
+        "other, each from trainings of its own, while the coreset comes from trainings that know all of them",
+    )
+    labels: Uri | None = Field(
+        default=None,
+        exclude_if=lambda uri: uri is None,
+        description="a CSV or Parquet table key,label of what annotators gave back, trained on besides what is drawn",
+    )
 
     @model_validator(mode="before")
     @classmethod

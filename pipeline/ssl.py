@@ -32,9 +32,13 @@ if TYPE_CHECKING:
 
 
 class SslSettings(SemiSupervisedConfig):
-    """The `ssl` section of a recipe. second_round: if there is one, which pseudo-labels of the first it learns."""
+    """The `ssl` section of a recipe."""
 
-    second_round: Annotated[SecondRound | None, Field(exclude_if=lambda settings: settings is None)] = None
+    second_round: SecondRound | None = Field(
+        default=None,
+        exclude_if=lambda settings: settings is None,
+        description="a second training, which also learns pseudo-labels of the first; null: none",
+    )
 
 
 class SslConfig(Config):

@@ -20,7 +20,7 @@ takes from the ranking.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -29,18 +29,24 @@ from pipeline.errors import UserError
 
 
 class RefreshConfig(Config):
-    """The `refresh` section of a recipe, which `semiprune refresh` alone reads; no key of a plain run depends on it.
+    """The `refresh` section of a recipe, which `semiprune refresh` alone reads; no key of a plain run depends on it."""
 
-    warm_start: of the semi-supervised model, always, never, or by how much is new; retrain_above: share of the samples
-    or of the labels that came since the last training from scratch, above which auto trains from scratch;
-    warm_steps_fraction: of ssl.steps, those of a warm start; budget: cumulative chooses the coreset anew in the whole
-    pool, per_batch keeps what was selected and chooses the rest of the budget among the samples that are new.
-    """
-
-    warm_start: Literal["auto", "always", "never"] = "auto"
-    retrain_above: Annotated[float, Field(ge=0, le=1)] = 0.2
-    warm_steps_fraction: Annotated[float, Field(gt=0, le=1)] = 0.25
-    budget: Literal["cumulative", "per_batch"] = "cumulative"
+    warm_start: Literal["auto", "always", "never"] = Field(
+        default="auto", description="of the semi-supervised model; auto goes by how much is new"
+    )
+    retrain_above: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="share of samples or labels that came since the last training from scratch, above which auto "
+        "trains from scratch",
+    )
+    warm_steps_fraction: float = Field(default=0.25, gt=0, le=1, description="of ssl.steps, those of a warm start")
+    budget: Literal["cumulative", "per_batch"] = Field(
+        default="cumulative",
+        description="cumulative chooses the coreset anew in the whole pool, per_batch keeps what was selected and "
+        "chooses the rest of the budget among the samples that are new",
+    )
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,11 @@ def architectures() -> dict[str, Architecture]:
 class ModelConfig(Config):
     """Which network to train, and how wide."""
 
-    name: str = Field(default="resnet18", description="a network of models/backbones")
+    name: str = Field(
+        default="resnet18",
+        description="a network of models/backbones",
+        json_schema_extra=lambda name: name.update(enum=list(architectures())),
+    )
     width: int | None = Field(default=None, description="channels of the first stage; null: the network's own default")
 
     @model_validator(mode="before")

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import Field
 
@@ -13,13 +13,10 @@ from pipeline.stage import Artifact, Output, Progress
 
 
 class ReportConfig(Config):
-    """The `report` section of a recipe.
+    """The `report` section of a recipe."""
 
-    title: of the page; examples: pictures in a row.
-    """
-
-    title: Annotated[str, Field(min_length=1)] = "SemiPrune"
-    examples: Annotated[int, Field(ge=1, le=100)] = 12
+    title: str = Field(default="SemiPrune", min_length=1, description="of the page")
+    examples: int = Field(default=12, ge=1, le=100, description="pictures in a row")
 
 
 def run(

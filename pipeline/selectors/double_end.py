@@ -23,7 +23,8 @@ class DoubleEnd(Ranked):
 
     @dataclass(frozen=True)
     class Options(Ranked.Options):
-        """Which column, how much of its hard end is cut."""
+        """score: which column; mislabel_fraction: share of the pool that is cut from its hard end, or auto, which
+        held-out labels decide; harder: its hard end, where the column is none of ours."""
 
         score: str = "aum"
         mislabel_fraction: float | str = 0.1

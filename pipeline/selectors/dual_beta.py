@@ -31,7 +31,8 @@ class DualBeta(Ranked):
 
     @dataclass(frozen=True)
     class Options(Ranked.Options):
-        """Which column, and how fast the sampled difficulty moves with the pruning rate."""
+        """score: which column; c_d: how fast the sampled difficulty moves with the pruning rate, or auto, which
+        held-out labels decide."""
 
         score: str = "dual"
         c_d: float | str = 3.0

@@ -1,3 +1,4 @@
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,7 @@ def test_a_mistake_is_one_sentence_and_status_2(
         (("run", str(recipe), "--set", "select.0.options.mislabel_fraction=0.8"), "mislabel_fraction"),
         (("run", str(recipe), "--set", "resources.num_workers=32"), "lower resources.num_workers"),
         (("status", str(tmp_path)), "is not a run directory"),
+        (("explain", "ssl.optons"), "did you mean 'ssl.options'?"),
         (
             ("select", f"{absent}.parquet", "random", "--keep-fraction", "0.5", "-o", "x"),
             "there is no file",
@@ -60,6 +62,18 @@ def test_a_mistake_is_one_sentence_and_status_2(
         status, out, err = semiprune(*arguments)
         assert (status, out) == (2, ""), (arguments, out, err)
         assert sentence in err and err.startswith("semiprune: error: ") and err.count("\n") == 1, err
+
+
+def test_a_recipes_keys_are_explained(semiprune: Semiprune) -> None:
+    status, out, _ = semiprune("explain")
+    assert status == 0
+    assert all(section in out for section in ("root", "ssl", "resources")) and "ssl.lr" not in out
+    status, out, _ = semiprune("explain", "ssl.lr")
+    assert status == 0
+    assert all(word in out for word in ("ssl.lr", "number > 0", "0.03", "learning rate"))
+    status, out, _ = semiprune("explain", "--schema")
+    assert status == 0
+    assert json.loads(out)["properties"].keys() >= {"root", "ssl", "resources"}
 
 
 def test_plan_runs_nothing(semiprune: Semiprune, recipe: Path, tmp_path: Path) -> None:
