@@ -16,7 +16,7 @@ import shutil
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,14 +27,14 @@ from pipeline import storage, versions
 from pipeline.errors import UserError
 from pipeline.fsck.verification import Epoch, File
 from pipeline.fsck.walk import items
-from pipeline.run import PLAN
-from pipeline.stage import MANIFEST
-from pipeline.versions import Planned
+from pipeline.run import last_plan
+from pipeline.stage import MANIFEST, STAGES
 
 YOUNG = 3600.0
 """Seconds since the last write, up to which an attempt may be alive."""
 
-_KEY = re.compile(r"[0-9a-f]{16}|\d{6,}")
+_KEY = re.compile(r"[0-9a-f]{16}")
+_VERSION = re.compile(r"\d{6,}")
 _TRASH = re.compile(r"\.[0-9a-f]{16}\.[0-9a-f]{32}\.tmp")
 _EPOCH = re.compile(r"epoch-\d{5,}\.json")
 
@@ -58,11 +58,6 @@ class Waste:
 class _Stored:
     size: int
     written: float
-
-
-@dataclass(frozen=True)
-class _Plan:
-    stages: list[Planned]
 
 
 def find(root: str, keep: int, now: float | None = None) -> list[Waste]:
@@ -107,16 +102,17 @@ def remove(root: str, keep: int, waste: Sequence[Waste]) -> None:
 def _needed(root: str, keep: int) -> set[str]:
     """Folders of the stages that the kept versions and the last plan name."""
     assert keep >= 1, keep
-    try:
-        plan = storage.read_json(storage.join(root, PLAN), _Plan, mend="run the recipe again, which writes it anew")
-    except FileNotFoundError as error:
-        raise UserError(f"{root!r} is not a run directory: it has no {PLAN}; name the root of a recipe") from error
+    planned = last_plan(root)
     stages = [stage for version in versions.load(root)[-keep:] for stage in version.stages]
-    return {f"{stage.stage}/{stage.key}" for stage in [*stages, *plan.stages]}
+    return {f"{stage.stage}/{stage.key}" for stage in [*stages, *planned]}
 
 
 def _folders(root: str) -> dict[str, dict[str, _Stored]]:
-    """The files of every stage's folder, by their paths below it, unfinished writes among them."""
+    """The files of the folders that are ours, by their paths below them, unfinished writes among them.
+
+    Ours are keys below the name of a stage, and numbers of versions: whatever else is below the root, such as the pool
+    in folders by date, is not touched.
+    """
     fs, path = storage.resolve(root)
     with storage.explained(root):
         found = fs.find(path, detail=True)
@@ -124,7 +120,8 @@ def _folders(root: str) -> dict[str, dict[str, _Stored]]:
     for name, facts in found.items():
         stage, _, rest = str(name).removeprefix(path.rstrip("/") + "/").partition("/")
         key, _, file = rest.partition("/")
-        if file and (_KEY.fullmatch(key) or _TRASH.fullmatch(key)):
+        ours = _VERSION if stage == versions.FOLDER else _KEY if stage in STAGES else None
+        if file and ours and (ours.fullmatch(key) or _TRASH.fullmatch(key)):
             folders[f"{stage}/{key}"][file] = _Stored(int(facts["size"] or 0), _written(facts))
     return folders
 
@@ -162,25 +159,16 @@ def _remove_stage(root: str, waste: Waste) -> None:
         return
     manifests = [name for name in waste.files if name == MANIFEST or _EPOCH.fullmatch(name.rpartition("/")[2])]
     for some in (manifests, set(waste.files) - set(manifests)):
-        _delete_objects([storage.join(place, name) for name in some])
+        storage.delete_all([storage.join(place, name) for name in some])
 
 
 def _delete(root: str, waste: Waste) -> None:
     place = storage.join(root, waste.where)
     if not storage.is_local(root):
-        _delete_objects([storage.join(place, name) for name in waste.files])
+        storage.delete_all([storage.join(place, name) for name in waste.files])
     elif _TRASH.fullmatch(waste.where.rpartition("/")[2]):
         with suppress(FileNotFoundError):
             shutil.rmtree(storage.resolve(place)[1])
     else:
         for name in waste.files:
             storage.delete(storage.join(place, name))
-
-
-def _delete_objects(uris: Iterable[str]) -> None:
-    """A thousand in a request."""
-    uris = list(uris)
-    if uris:
-        fs, _ = storage.resolve(uris[0])
-        with storage.explained(uris[0]), suppress(FileNotFoundError):
-            fs.rm([storage.resolve(uri)[1] for uri in uris])

@@ -27,7 +27,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.index import DataConfig
 from pipeline.recipe import Recipe
-from pipeline.stage import Run, Stage
+from pipeline.stage import STAGES, Run, Stage
 from pipeline.versions import Since
 
 ROUNDS = ("", " round 2")
@@ -90,6 +90,7 @@ class _Plan:
         images: tuple[str, ...] = (),
     ) -> Stage:
         """One more stage."""
+        assert name in STAGES, name
         self.stages.append(Stage(name, version, config, inputs, run, title, images))
         return self.stages[-1]
 

@@ -6,6 +6,7 @@ is finished is committed as a stage of its own and not done again after a kill; 
 """
 
 import contextlib
+import glob
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -166,7 +167,7 @@ def _is_done(out: str, key: str) -> bool:
 def _remove(folder: str) -> None:
     fs, path = storage.resolve(folder)
     with contextlib.suppress(FileNotFoundError):
-        fs.rm(path, recursive=True)
+        fs.rm(path if storage.is_local(folder) else glob.escape(path), recursive=True)
 
 
 def _join(resized: Sequence[Resized], uris: Sequence[str]) -> tuple[pa.Table, pa.Table]:

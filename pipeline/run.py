@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -16,14 +17,20 @@ from typing import Any, Protocol
 from pipeline import ingest, storage
 from pipeline.checkout import code
 from pipeline.cluster import connected
-from pipeline.errors import SemiPruneError
+from pipeline.errors import SemiPruneError, UserError
 from pipeline.index import check_unchanged
 from pipeline.lease import Lease, hold
 from pipeline.metrics import record, watched
 from pipeline.resources import Resources
 from pipeline.stage import Artifact, Output, Progress, Stage
+from pipeline.versions import Planned
 
 PLAN = "_PLAN.json"
+
+
+@dataclass(frozen=True)
+class _Plan:
+    stages: list[Planned]
 
 
 class Display(Protocol):
@@ -82,6 +89,17 @@ def describe(stages: Sequence[Stage], recipe: dict[str, Any]) -> dict[str, Any]:
         "recipe": recipe,
         "stages": [{"stage": stage.name, "title": stage.title, "key": stage.key} for stage in stages],
     }
+
+
+def last_plan(root: str) -> list[Planned]:
+    """The stages of the last plan that ran in `root`, in order; UserError if none did."""
+    try:
+        plan: _Plan = storage.read_json(
+            storage.join(root, PLAN), _Plan, mend="run the recipe again, which writes it anew"
+        )
+    except FileNotFoundError as error:
+        raise UserError(f"{root!r} is not a run directory: it has no {PLAN}; name the root of a recipe") from error
+    return plan.stages
 
 
 def _prepare_images(source: Stage, index: Artifact, resources: Resources, display: Display) -> None:

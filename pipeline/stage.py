@@ -25,6 +25,29 @@ from pipeline.threads import in_threads
 
 MANIFEST = "_MANIFEST.json"
 
+STAGES = frozenset(
+    [
+        "index",
+        "split",
+        "encode",
+        "neighbours",
+        "cluster",
+        "ssl",
+        "pseudo_label",
+        "proxy",
+        "embed",
+        "score",
+        "trust",
+        "fold",
+        "fold_trust",
+        "select",
+        "export",
+        "evaluate",
+        "report",
+    ]
+)
+"""Of a recipe, by name: what is below these folders of a run directory is ours."""
+
 READERS = 8
 """Parts that are read at a time: an object store takes tens of milliseconds for the first byte of each."""
 

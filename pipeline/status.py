@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 from pipeline import lease, storage
 from pipeline.epochs import EpochLog
-from pipeline.errors import UserError
-from pipeline.run import PLAN
+from pipeline.run import last_plan
 from pipeline.stage import MANIFEST
 from pipeline.versions import Planned
 
@@ -24,22 +23,13 @@ class StageStatus:
 
 
 @dataclass(frozen=True)
-class _Plan:
-    stages: list[Planned]
-
-
-@dataclass(frozen=True)
 class _Finished:
     seconds: float
 
 
 def read_status(root: str) -> list[StageStatus]:
     """The stages of the last plan that ran in `root`, in order."""
-    try:
-        plan = storage.read_json(storage.join(root, PLAN), _Plan, mend="run the recipe again, which writes it anew")
-    except FileNotFoundError as error:
-        raise UserError(f"{root!r} is not a run directory: it has no {PLAN}; name the root of a recipe") from error
-    return [_status(root, planned) for planned in plan.stages]
+    return [_status(root, planned) for planned in last_plan(root)]
 
 
 def _status(root: str, planned: Planned) -> StageStatus:

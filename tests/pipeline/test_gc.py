@@ -26,11 +26,11 @@ LATER = 2e10
 """A time at which everything here is old."""
 
 
-def stage_of(number: int, name: str = "train") -> Stage:
+def stage_of(number: int, name: str = "proxy") -> Stage:
     return Stage(name, 1, Number(number=number), {}, lambda *_, **__: {})
 
 
-def commit(root: str, number: int, epochs: int = 0, finish: bool = True, name: str = "train") -> Planned:
+def commit(root: str, number: int, epochs: int = 0, finish: bool = True, name: str = "proxy") -> Planned:
     """A stage with a table, the log of a training, and a file that a killed attempt left."""
     stage = stage_of(number, name)
     out = Output(stage.uri(root))
@@ -199,14 +199,37 @@ def test_a_stage_that_a_run_needs_since_it_was_found_stays(tmp_path: Path) -> No
 def test_two_at_once_and_other_folders_do_no_harm(tmp_path: Path) -> None:
     root = str(tmp_path)
     commit(root, 0)
-    for other in ("index/shards/0123456789abcdef/part", "evaluate/trainings/a.json", "notes/x.txt", "readme"):
+    others = (
+        "index/shards/0123456789abcdef/part",
+        "evaluate/trainings/a.json",
+        "notes/x.txt",
+        "pool/20260901/train-000000.tar",
+        "pool/0123456789abcdef/train-000000.tar",
+        "proxy/20260901/mine.txt",
+        "readme",
+    )
+    for other in others:
         storage.write(storage.join(root, other), b"{}")
     plan(root)
     waste = gc.find(root, 1, now=LATER)
     gc.remove(root, 1, waste)
     gc.remove(root, 1, waste)
     assert gc.find(root, 1, now=LATER) == []
-    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 5
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == sorted(
+        [*others, PLAN]
+    )
+
+
+def test_a_name_that_looks_like_wildcards_is_a_name(s3_root: str) -> None:
+    root, other = f"{s3_root}/run[1]*", f"{s3_root}/run1"
+    stages = [commit(place_, 0, epochs=2) for place_ in (root, other)]
+    plan(root)
+    gc.remove(root, 1, gc.find(root, 1, now=LATER))
+    assert [is_there(root, stages[0]), is_there(other, stages[1])] == [False, True]
+    fs, path = storage.resolve(root)
+    assert [name.rpartition("/")[2] for name in fs.find(path)] == [PLAN]
+    plan(other, stages[1])
+    assert check(other, silent).is_whole
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
