@@ -28,12 +28,12 @@ def locate(uri: str, column: str, keys: pa.ChunkedArray) -> Ids:
         if by is None or column not in names:
             lacking = repr(column) if by else "'key' and no column 'sample_id'"
             raise UserError(f"encode.table={uri!r} has no column {lacking} but {', '.join(names)}: name another one")
-        given = table.read(columns=[by])[by].combine_chunks()
+        column_by = table.read(columns=[by])[by]
     samples = keys.combine_chunks() if by == "key" else pa.array(np.arange(len(keys)))
     try:
-        given = pc.cast(given, pa.string() if by == "key" else pa.int64())
+        given = column_by.cast(pa.large_string() if by == "key" else pa.int64()).combine_chunks()
     except pa.ArrowException as error:
-        raise UserError(f"encode.table={uri!r}: its column {by!r} is of type {given.type}: {error}") from error
+        raise UserError(f"encode.table={uri!r}: its column {by!r} is of type {column_by.type}: {error}") from error
     rows = pc.index_in(samples, value_set=given)
     if rows.null_count:
         first = int(np.flatnonzero(rows.is_null().to_numpy(zero_copy_only=False))[0])

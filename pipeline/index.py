@@ -175,8 +175,14 @@ def load_config(artifact: Artifact) -> IndexConfig:
 
 
 def load_index(artifact: Artifact, columns: list[str] | None = None) -> pa.Table:
-    """The rows by sample_id, which is the first column; columns: those wanted besides, default all."""
+    """The rows by sample_id, which is the first column; columns: those wanted besides, default all.
+
+    Keys are large_string: in one array, all of a pool's may be above the 2 GiB that string can address.
+    """
     table = artifact.table(columns=columns)
+    if "key" in table.column_names:
+        place = table.schema.get_field_index("key")
+        table = table.set_column(place, "key", table["key"].cast(pa.large_string()))
     return table.add_column(0, "sample_id", pa.array(np.arange(table.num_rows, dtype=np.int64)))
 
 

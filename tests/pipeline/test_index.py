@@ -34,6 +34,7 @@ def test_every_sample_gets_an_id_in_the_order_of_shards_and_rows(ray_local, tmp_
     assert table.column_names == ["sample_id", *index_shard.SCHEMA.names]
     assert table["sample_id"].to_pylist() == list(range(12))
     assert table["key"].to_pylist() == [f"s{n:03d}" for n in range(12)]
+    assert table["key"].type == pa.large_string(), "all keys of a large pool are more than 2 GiB"
     assert table["shard"].to_pylist() == [0] * 4 + [1] * 4 + [2] * 4
     assert table["row"].to_pylist() == [0, 1, 2, 3] * 3
     assert table["label"].to_pylist() == [0, 1] * 6
