@@ -1,4 +1,4 @@
-"""A function over many items as Ray Data tasks, with errors and progress as if it ran here."""
+"""A function over many items on Ray Data's tasks or actors, with errors and progress as if it ran here."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -49,14 +49,15 @@ def stream_items(
 ) -> Iterator[tuple[int, Result]]:
     """(position, function(item)) of every item as it is done, one Ray task per item, `resources.tasks` at a time.
 
-    cpus, gpus: what each task takes.
+    cpus, gpus: what each task takes. Where that is a part of a GPU, actors run them: Ray ends the process of a task
+    that had one, and the next would start Python, CUDA and the model again for every item.
 
     Results come back through this process: keep them small, write the rest from the task. Ray may run a task twice, so
     what it writes needs a name of its own. A SemiPruneError raised by a task is raised here, as it is; `progress`
     hears of every finished item.
     """
     import ray.data
-    from ray.data import TaskPoolStrategy
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
     total = len(items)
     progress(0, total, unit)
@@ -64,12 +65,15 @@ def stream_items(
         return
     _silence()
     rows = [{"position": position, "value": _Box(item)} for position, item in enumerate(items)]
-    dataset = ray.data.from_items(rows, override_num_blocks=total).map(
-        partial(_apply, function=function),
-        num_cpus=cpus,
-        num_gpus=gpus or None,
-        compute=TaskPoolStrategy(size=min(total, resources.tasks or total)),
-    )
+    source = ray.data.from_items(rows, override_num_blocks=total)
+    most = min(total, resources.tasks or total)
+    if gpus:
+        first = max(1, min(most, int(ray.cluster_resources().get("GPU", 0) / gpus)))
+        pool = ActorPoolStrategy(min_size=1, initial_size=first, max_size=most)
+        dataset = source.map(_Actor, fn_constructor_args=(function,), compute=pool, num_cpus=cpus, num_gpus=gpus)
+    else:
+        tasks = TaskPoolStrategy(size=most)
+        dataset = source.map(partial(_apply, function=function), compute=tasks, num_cpus=cpus)
     done = 0
     for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         for position, box in zip(block["position"].to_pylist(), block["value"].to_pylist(), strict=True):
@@ -78,6 +82,16 @@ def stream_items(
             done += 1
             progress(done, total, unit)
             yield position, box.content
+
+
+class _Actor:
+    """A process that keeps its GPU, and what `function` has loaded, from item to item."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function = function
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return _apply(row, self._function)
 
 
 def _apply(row: dict[str, Any], function: Callable[[Any], Any]) -> dict[str, Any]:

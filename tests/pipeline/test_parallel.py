@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -9,6 +11,7 @@ from pipeline.parallel import map_items
 from pipeline.resources import Resources
 from pipeline.stage import Part
 from tests.pipeline.making import silent
+from tests.running import REPOSITORY
 
 TWO = Resources(num_workers=2)
 
@@ -64,6 +67,44 @@ def test_a_task_whose_worker_dies_is_run_again(ray_local, tmp_path):
         return item
 
     assert map_items([0, 1, 2], task, resources=TWO, progress=silent, unit="shards") == [0, 1, 2]
+
+
+def test_a_gpu_keeps_its_process_from_item_to_item(tmp_path):
+    script = f"""
+import os, ray
+from pathlib import Path
+from pipeline.errors import UserError
+from pipeline.parallel import map_items
+from pipeline.resources import Resources
+
+def task(item):
+    if item == "mistake":
+        raise UserError("stop")
+    mark = Path({str(tmp_path)!r}, "died")
+    if item == "dies once" and not mark.exists():
+        mark.touch()
+        os._exit(1)
+    return item, os.getpid(), os.environ["CUDA_VISIBLE_DEVICES"]
+
+def run(*items):
+    arguments = {{"resources": Resources(), "progress": lambda *told: None, "unit": "parts"}}
+    return map_items(items, task, **arguments, gpus=1)
+
+ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+found = run(*range(8))
+assert [item for item, _, _ in found] == list(range(8))
+assert len({{process for _, process, _ in found}}) == 1 and {{device for *_, device in found}} == {{"0"}}, found
+assert [item for item, *_ in run("a", "dies once", "b")] == ["a", "dies once", "b"]
+try:
+    run("a", "mistake")
+except UserError as error:
+    assert str(error) == "stop"
+else:
+    raise AssertionError("no error")
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "Deprecation" not in done.stderr
 
 
 def test_the_rest_stops_after_an_error(ray_local, tmp_path):
