@@ -61,7 +61,7 @@ class Training:
         order = counter.permutation(0, "benchmark", epoch, ids)
         for mine in np.array_split(order, -(-len(ids) // BATCH)):
             valid = torch.ones(len(mine), dtype=torch.bool)
-            yield Batch(mine, self.images[mine], self.labels[mine], valid, len(mine))
+            yield Batch(mine, np.zeros(len(mine), np.int64), self.images[mine], self.labels[mine], valid, len(mine))
 
     def _observe(self, *batch: Any) -> None:
         assert self.writer is not None

@@ -36,7 +36,7 @@ class Draw:
 
     seed: int
     purpose: str
-    epoch: int
+    epoch: counter.Epoch
     sample_ids: NDArray[np.int64]
 
     def __call__(self, number: int) -> NDArray[np.float64]:

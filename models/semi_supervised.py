@@ -1,8 +1,8 @@
 """Training with labels for few samples: one loop for every algorithm of models/ssl.
 
 Reproducible for a fixed seed, world size and number of threads, also across a crash. Batch-norm statistics are those of
-each rank's own rows, and on several GPUs of the rows of all; rank 0's running ones are kept. Views are drawn anew in
-every step, so every repeat of a sample differs.
+each rank's own rows, and on several GPUs of the rows of all; rank 0's running ones are kept. Views are drawn anew at
+every visit of a sample, in the same step, too, where there are fewer labels than rows.
 """
 
 import math

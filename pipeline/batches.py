@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 class Step(NamedTuple):
     """One rank's rows of a global batch.
 
-    ids: int64 [n]; images: uint8 [n, S, S, 3], a new array in every step; valid: bool [n], False for padding;
-    num_valid_global: valid rows of the step over all ranks.
+    ids, visits: int64 [n], as Planned has them; images: uint8 [n, S, S, 3], a new array in every step; valid: bool [n],
+    False for padding; num_valid_global: valid rows of the step over all ranks.
     """
 
     ids: Ids
+    visits: Ids
     images: NDArray[np.uint8]
     valid: NDArray[np.bool_]
     num_valid_global: int
@@ -34,6 +35,7 @@ def as_batches(steps: Iterator[Step], labels: NDArray[np.integer[Any]]) -> Itera
     for step in steps:
         yield Batch(
             sample_ids=step.ids,
+            visits=step.visits,
             images=torch.from_numpy(step.images),
             labels=torch.from_numpy(labels[step.ids].astype(np.int64)),
             valid=torch.from_numpy(step.valid),

@@ -41,21 +41,23 @@ class BalancedPlan:
         def order(number: int, epoch: int) -> Ids:
             return counter.permutation(self.seed, self.purpose, epoch, classes[number])
 
-        def row(place: int) -> int:
+        def row(place: int) -> tuple[int, int]:
+            """The id, and how often it came before."""
             visit, turn = divmod(place, len(classes))
             number = int(turns(visit)[turn])
             epoch, position = divmod(visit, len(classes[number]))
-            return int(order(number, epoch)[position])
+            return int(order(number, epoch)[position]), epoch
 
         for step in count(first_step):
             begin = step * self.batch_size
             places = range(begin + self.rank, begin + self.batch_size, self.world_size)
-            ids = np.array([row(place) for place in places], dtype=np.int64)
+            ids, visits = np.array([row(place) for place in places], dtype=np.int64).T
             distinct, which = np.unique(ids, return_inverse=True)
             yield Planned(
                 number=step,
                 epoch=step,
                 ids=ids,
+                visits=visits,
                 valid=np.ones(len(ids), dtype=bool),
                 num_valid_global=self.batch_size,
                 pieces=(begin + which).tolist(),

@@ -8,6 +8,9 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
+Epoch = int | NDArray[np.int64]
+"""One for all ids, or one for each."""
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
@@ -20,17 +23,16 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def hash64(seed: int, purpose: str, epoch: int, sample_ids: NDArray[np.int64], draw: int = 0) -> NDArray[np.uint64]:
+def hash64(seed: int, purpose: str, epoch: Epoch, sample_ids: NDArray[np.int64], draw: int = 0) -> NDArray[np.uint64]:
     """64 random bits per id, uint64 of the shape of `sample_ids`; equal arguments give equal bits on any platform."""
     with np.errstate(over="ignore"):
-        words = np.array([seed & 0xFFFFFFFFFFFFFFFF, zlib.crc32(purpose.encode()), epoch, draw], dtype=np.uint64)
         state = np.zeros(1, dtype=np.uint64)
-        for word in words:
-            state = _mix(state + word + _GOLDEN)
+        for word in (seed & 0xFFFFFFFFFFFFFFFF, zlib.crc32(purpose.encode()), epoch, draw):
+            state = _mix(state + np.asarray(word, dtype=np.uint64) + _GOLDEN)
         return _mix(state + (np.asarray(sample_ids).astype(np.uint64) + np.uint64(1)) * _GOLDEN)
 
 
-def uniform(seed: int, purpose: str, epoch: int, sample_ids: NDArray[np.int64], draw: int = 0) -> NDArray[np.float64]:
+def uniform(seed: int, purpose: str, epoch: Epoch, sample_ids: NDArray[np.int64], draw: int = 0) -> NDArray[np.float64]:
     """Uniform float64 in the open interval (0, 1), one per id."""
     bits = hash64(seed, purpose, epoch, sample_ids, draw) >> np.uint64(12)
     return (bits.astype(np.float64) + 0.5) * 2.0**-52

@@ -19,15 +19,16 @@ from pipeline.samples import Samples
 class Planned(NamedTuple):
     """One rank's rows of a step, and what has to be read for them.
 
-    number: of the step, from 0 over all epochs; epoch: that of the first row; ids: int64 [n]; valid: bool [n], False
-    for padding; num_valid_global: valid rows of the step over all ranks; pieces: which piece holds each row, by a
-    number of its own; first: the sample_ids of the pieces that this rank has not needed before, each a run of one
-    shard; last: pieces that it does not need again.
+    number: of the step, from 0 over all epochs; epoch: that of the first row; ids: int64 [n]; visits: int64 [n], how
+    often the plan had each row's sample before; valid: bool [n], False for padding; num_valid_global: valid rows of the
+    step over all ranks; pieces: which piece holds each row, by a number of its own; first: the sample_ids of the pieces
+    that this rank has not needed before, each a run of one shard; last: pieces that it does not need again.
     """
 
     number: int
     epoch: int
     ids: Ids
+    visits: Ids
     valid: NDArray[np.bool_]
     num_valid_global: int
     pieces: list[int]
@@ -132,6 +133,7 @@ class Plan:
                 number=int(steps[begin]),
                 epoch=epoch,
                 ids=order.ids[here],
+                visits=np.full(end - begin, epoch),
                 valid=valid[here],
                 num_valid_global=0,
                 pieces=numbers[here].tolist(),
@@ -158,6 +160,7 @@ def _joined(one: Planned, other: Planned) -> Planned:
     """Two parts of a step, of one epoch and a later one."""
     return one._replace(
         ids=np.concatenate([one.ids, other.ids]),
+        visits=np.concatenate([one.visits, other.visits]),
         valid=np.concatenate([one.valid, other.valid]),
         pieces=one.pieces + other.pieces,
         first=one.first | other.first,

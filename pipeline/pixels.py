@@ -98,7 +98,7 @@ class Pixels:
     def steps(self, plan: Iterable[Planned]) -> Generator[Step, None, None]:
         """The steps of a plan."""
         for planned in plan:
-            yield Step(planned.ids, self.take(planned.ids), planned.valid, planned.num_valid_global)
+            yield Step(planned.ids, planned.visits, self.take(planned.ids), planned.valid, planned.num_valid_global)
 
     def take(self, ids: Ids) -> NDArray[np.uint8]:
         """Images of the given sample_ids, in their order, repeats allowed: uint8 [n, size, size, 3], a copy."""

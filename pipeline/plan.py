@@ -120,7 +120,7 @@ class _Plan:
             num_classes = self.recipe.data.num_classes
             config = ssl.SslConfig(seed=self.seed, num_classes=num_classes, training=training, confident=confident)
             sources = {**labels, **first_round, **start}
-            model = self.add("ssl", 1, config, sources, ssl.run, f"ssl{round_}{which}", ("index",))
+            model = self.add("ssl", 2, config, sources, ssl.run, f"ssl{round_}{which}", ("index",))
             sources, title = {**labels, "ssl": model}, f"pseudo_label{round_}{which}"
             guesses = self.add("pseudo_label", 2, predictions, sources, pseudo_label.run, title, ("index",))
             return {"ssl": model, "pseudo_label": guesses}

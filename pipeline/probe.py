@@ -62,7 +62,7 @@ def _batch(recipe: Recipe, batch_size: int) -> "Batch":
     rng = np.random.default_rng(0)
     pixels = torch.from_numpy(rng.integers(0, 256, (rows, size, size, 3), dtype=np.uint8))
     labels = torch.from_numpy(rng.integers(0, recipe.data.num_classes, rows))
-    return Batch(np.arange(rows), pixels, labels, torch.ones(rows, dtype=torch.bool), rows)
+    return Batch(np.arange(rows), np.zeros(rows, np.int64), pixels, labels, torch.ones(rows, dtype=torch.bool), rows)
 
 
 def _device(recipe: Recipe) -> "torch.device":

@@ -131,7 +131,7 @@ class _Run:
             self._send(home, order)
         self._missing[self._begun] = len(here)
         self._begun += 1
-        return Step(ids, pixels, planned.valid, planned.num_valid_global)
+        return Step(ids, planned.visits, pixels, planned.valid, planned.num_valid_global)
 
     def finish(self) -> None:
         """Wait for the next step, and raise what is wrong with it."""

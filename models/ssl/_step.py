@@ -71,8 +71,8 @@ class Step:
         return gather_rows(numbers).view(-1, len(numbers))
 
     def draw(self, purpose: str, batch: Batch) -> Draw:
-        """Random numbers of this step for the rows of `batch`."""
-        return Draw(self.seed, f"semi-supervised-{purpose}", self.number, batch.sample_ids)
+        """Random numbers for the rows of `batch`, others whenever a sample comes again, be it in the same step."""
+        return Draw(self.seed, f"semi-supervised-{purpose}", batch.visits, batch.sample_ids)
 
     def weak_labelled(self) -> torch.Tensor:
         """Weak views of this rank's labelled rows."""
@@ -115,5 +115,10 @@ def evened(batch: Batch) -> Batch:
     rows = np.arange(num_rows) % len(batch.images)
     valid = batch.valid[rows] & torch.from_numpy(np.arange(num_rows) < len(batch.images))
     return replace(
-        batch, sample_ids=batch.sample_ids[rows], images=batch.images[rows], labels=batch.labels[rows], valid=valid
+        batch,
+        sample_ids=batch.sample_ids[rows],
+        visits=batch.visits[rows],
+        images=batch.images[rows],
+        labels=batch.labels[rows],
+        valid=valid,
     )

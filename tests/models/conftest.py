@@ -22,11 +22,16 @@ class Pool:
     images: torch.Tensor
     labels: torch.Tensor
 
-    def batch(self, ids, valid=None, num_valid_global=None):
+    def batch(self, ids, valid=None, num_valid_global=None, visits=0):
         ids = np.asarray(ids, dtype=np.int64)
         valid = np.ones(len(ids), dtype=bool) if valid is None else np.asarray(valid)
         return Batch(
-            ids, self.images[ids], self.labels[ids], torch.from_numpy(valid), num_valid_global or int(valid.sum())
+            sample_ids=ids,
+            visits=np.broadcast_to(np.int64(visits), len(ids)),
+            images=self.images[ids],
+            labels=self.labels[ids],
+            valid=torch.from_numpy(valid),
+            num_valid_global=num_valid_global or int(valid.sum()),
         )
 
     def epoch(self, epoch, batch_size, ids=None):
@@ -39,8 +44,8 @@ class Pool:
         everything = np.arange(len(self.labels))
         for step in steps:
             yield (
-                self.batch(counter.permutation(1, "labelled", step, labelled)[:num_labelled]),
-                self.batch(counter.permutation(1, "unlabelled", step, everything)[:num_unlabelled]),
+                self.batch(counter.permutation(1, "labelled", step, labelled)[:num_labelled], visits=step),
+                self.batch(counter.permutation(1, "unlabelled", step, everything)[:num_unlabelled], visits=step),
             )
 
 

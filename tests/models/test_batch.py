@@ -15,6 +15,7 @@ ELSEWHERE = torch.device("meta")  # a device that every machine has
 def batch() -> Batch:
     return Batch(
         sample_ids=np.array([7, 3], dtype=np.int64),
+        visits=np.array([0, 1], dtype=np.int64),
         images=torch.full((2, 4, 4, 3), 9, dtype=torch.uint8),
         labels=torch.tensor([1, 0]),
         valid=torch.tensor([True, False]),
@@ -31,7 +32,7 @@ def test_images_and_labels_move(batch: Batch) -> None:
 def test_ids_and_validity_stay_on_the_host_where_rows_are_chosen(batch: Batch) -> None:
     moved = batch.to(ELSEWHERE)
     assert moved.valid.device.type == "cpu" and moved.valid.tolist() == [True, False]
-    assert moved.sample_ids.tolist() == [7, 3] and moved.num_valid_global == 5
+    assert moved.sample_ids.tolist() == [7, 3] and moved.visits.tolist() == [0, 1] and moved.num_valid_global == 5
 
 
 def test_the_batch_itself_does_not_change(batch: Batch) -> None:

@@ -10,13 +10,14 @@ LABELS = np.array([3, 1, -1, 0, 2, 2, -1, 1, 0, 3], dtype=np.int64)
 
 def step(ids: list[int], valid: list[bool], num_valid_global: int) -> Step:
     images = np.stack([np.full((2, 2, 3), n, dtype=np.uint8) for n in ids])
-    return Step(np.array(ids), images, np.array(valid), num_valid_global)
+    return Step(np.array(ids), np.arange(len(ids)), images, np.array(valid), num_valid_global)
 
 
 def test_labels_follow_the_ids_in_any_order_and_with_repeats() -> None:
     steps = [step(ids, [True] * len(ids), 7) for ids in ([0, 1, 2], [9, 0, 4], [5, 5, 5, 1])]
     for given, batch in zip(steps, as_batches(iter(steps), LABELS), strict=True):
         assert batch.sample_ids.tolist() == given.ids.tolist()
+        assert batch.visits.tolist() == given.visits.tolist()
         assert batch.images.dtype == torch.uint8 and np.array_equal(batch.images.numpy(), given.images)
         assert batch.labels.tolist() == LABELS[given.ids].tolist()
         assert batch.valid.all() and batch.num_valid_global == 7

@@ -41,6 +41,9 @@ def test_a_plain_version_gives_the_same_steps() -> None:
                 epochs[number] = counter.permutation(0, "test", visit // len(own), own).tolist()
             rows.append(epochs[number].pop(0))
     assert ids_of(20) == [rows[start : start + 6] for start in range(0, 120, 6)]
+    plan = BalancedPlan(IDS, LONG_TAIL, seed=0, purpose="test", batch_size=6)
+    visits = np.concatenate([planned.visits for planned in islice(plan.endless(), 20)])
+    assert visits.tolist() == [rows[:place].count(row) for place, row in enumerate(rows)]
 
 
 @pytest.mark.parametrize("world_size", [2, 5])

@@ -153,6 +153,23 @@ def test_endless_steps_go_through_one_epoch_after_the_other(case: Case, steps: i
     assert stream.tolist() == np.concatenate([step.ids for step in expected])[: len(stream)].tolist()
 
 
+@given(case=cases(), world_size=st.integers(1, 4), first=st.integers(0, 9), steps=st.integers(1, 12))
+def test_every_visit_of_a_sample_has_its_number(case: Case, world_size: int, first: int, steps: int) -> None:
+    case = replace(case, plan=replace(case.plan, batch_size=max(case.plan.batch_size, world_size)))
+    alone = case.endless(1, 0, first + steps)[0]
+    seen: Counter[int] = Counter()
+    counted = []
+    for step in alone:
+        for sample_id, visit in zip(step.ids.tolist(), step.visits.tolist(), strict=True):
+            assert visit == seen[sample_id]
+            seen[sample_id] += 1
+        counted.append(Counter(zip(step.ids.tolist(), step.visits.tolist(), strict=True)))
+    ranks = case.endless(world_size, first, steps)
+    for whole, together in zip(counted[first:], zip(*ranks, strict=True), strict=True):
+        dealt = [pair for step in together for pair in zip(step.ids.tolist(), step.visits.tolist(), strict=True)]
+        assert Counter(dealt) == whole
+
+
 @given(case=cases(), world_size=st.integers(1, 5), first=st.integers(0, 20))
 def test_a_piece_is_announced_before_it_is_needed_and_given_up_with_its_last_use(
     case: Case, world_size: int, first: int

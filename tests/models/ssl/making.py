@@ -52,7 +52,7 @@ def batches(number):
 
 def step(model, number=0, ema=None, rows=None, micro_batches=1):
     """The step of that number; rows: other than `batches`, with valid rows over all ranks if there are several."""
-    labelled, unlabelled = (POOL.batch(*part) for part in (rows or batches(number)))
+    labelled, unlabelled = (POOL.batch(*part, visits=number) for part in (rows or batches(number)))
     average = copy.deepcopy(model) if ema is None else ema
     pair = evened(labelled), evened(unlabelled)
     return Step(

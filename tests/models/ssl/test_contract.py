@@ -1,6 +1,7 @@
 """What every algorithm of the registry keeps, whatever its formulas."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from models.backbones import ModelConfig
 from models.semi_supervised import SemiSupervisedConfig, SemiSupervisedTrainer
 from models.ssl import algorithms
 from tests.models.conftest import noise
-from tests.models.ssl.making import NUM_STEPS, algorithm, batches, network, step
+from tests.models.ssl.making import NUM_STEPS, POOL, algorithm, batches, network, step
 
 every_algorithm = pytest.mark.parametrize("name", algorithms())
 
@@ -32,6 +33,16 @@ def test_losses_are_finite_and_weights_are_shares(name, scale):
         assert not losses.weight.requires_grad
         assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
         assert all(buffer.isfinite().all() for buffer in tested.buffers())
+
+
+def test_a_sample_that_comes_twice_in_a_step_is_seen_in_two_ways():
+    """As with fewer labels than rows of a step."""
+    batch = POOL.batch([7, 7, 3, 7], visits=[4, 5, 4, 6])
+    at = replace(step(network()), labelled=batch, unlabelled=batch)
+    for views in (at.weak_labelled(), at.weak(), at.strong()):
+        assert len(views.flatten(1).unique(dim=0)) == 4
+    again = replace(at, number=5, unlabelled=POOL.batch([7], visits=[5]))
+    assert torch.equal(again.strong()[0], at.strong()[1])
 
 
 def _run(name, rows):
