@@ -22,7 +22,7 @@ _JOB = typer.Argument(metavar="JOB", help="The job's id, or its run directory (t
 
 
 def submit(recipe: str, overrides: tuple[str, ...], address: str, wait: bool, refresh: bool) -> None:
-    """Submit the run, or the refresh, unless it has a job that lives or succeeded, and follow it."""
+    """Submit the run, or the refresh, unless it has a job that lives or its results are there, and follow it."""
     from jobs.submit import local_places
     from jobs.submit import submit as submit_run
     from pipeline.recipe import load_recipe
@@ -31,13 +31,12 @@ def submit(recipe: str, overrides: tuple[str, ...], address: str, wait: bool, re
     if local := local_places(loaded):
         # No refusal: a disk that all nodes share looks like this too. Nor silence for a loopback address, which is
         # that of any cluster at the end of a tunnel.
-        typer.echo(
-            f"semiprune: note: {local[0]!r} is a place on local disks: right only where every node and this machine "
-            "share it, else name an s3:// location",
-            err=True,
+        _note(
+            f"{local[0]!r} is a place on local disks: right only where every node and this machine share it, else name "
+            "an s3:// location"
         )
     cluster = _cluster(address)
-    job, is_new = submit_run(cluster, loaded, recipe, "refresh" if refresh else "run")
+    job, is_new = submit_run(cluster, loaded, recipe, _note, "refresh" if refresh else "run")
     if job.is_live and wait:
         typer.echo(f"Job {job.id} {'submitted' if is_new else 'is there already'}; its log follows", err=True)
         _follow(cluster, job)
@@ -75,6 +74,10 @@ def cancel(name: Annotated[str, _JOB], address: Address = TUNNEL) -> None:
     job = cluster.find(name)
     ended = cluster.cancel(job) if job.is_live else job
     typer.echo(f"Job {ended.id} {'is' if job.is_live else 'was before'} {ended.status.lower()}")
+
+
+def _note(text: str) -> None:
+    typer.echo(f"semiprune: note: {text}", err=True)
 
 
 def _cluster(address: str) -> "Cluster":

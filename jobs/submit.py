@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,10 @@ from jobs.cluster import Cluster, Job
 from jobs.shipment import RECIPE, pack
 from pipeline import plan, storage
 from pipeline.checkout import code
+from pipeline.errors import StorageError, UserError
 from pipeline.recipe import Recipe
+from pipeline.refresh import is_current
+from pipeline.stage import Stage, are_done
 
 Command = Literal["run", "refresh"]
 
@@ -25,8 +29,12 @@ def run_id(recipe: Recipe, command: Command = "run") -> str:
 
     Reads the names behind wildcards and the tables of labels, as planning does: more shards are another job.
     """
-    last = plan.build(recipe)[-1]
-    return f"semiprune-{hashlib.sha256(json.dumps([command, recipe.root, last.key]).encode()).hexdigest()[:16]}"
+    return _name(recipe, plan.build(recipe), command)
+
+
+def _name(recipe: Recipe, stages: list[Stage], command: Command) -> str:
+    content = json.dumps([command, recipe.root, stages[-1].key])
+    return f"semiprune-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
 def local_places(recipe: Recipe) -> list[str]:
@@ -38,20 +46,36 @@ def local_places(recipe: Recipe) -> list[str]:
     return [place for place in named if place is not None and storage.is_local(place)]
 
 
-def submit(cluster: Cluster, recipe: Recipe, named: str, command: Command = "run") -> tuple[Job, bool]:
-    """The job of the run, and whether it is a new one: one that lives or succeeded is not submitted again.
+def submit(
+    cluster: Cluster, recipe: Recipe, named: str, note: Callable[[str], None], command: Command = "run"
+) -> tuple[Job, bool]:
+    """The job of the run, and whether it is a new one: one that lives, or whose results are there, is the only one.
 
-    named: what the user called the recipe; command: what to do with it. An attempt after one that failed or was stopped
-    has a number behind its id.
+    named: what the user called the recipe; note: told if a success has to be believed unseen; command: what to do with
+    the recipe. A further attempt has a number behind its id.
     """
-    name = run_id(recipe, command)
+    stages = plan.build(recipe)
+    name = _name(recipe, stages, command)
     attempts = [job for job in cluster.jobs() if re.fullmatch(rf"{name}(-\d+)?", job.id)]
-    if attempts and (attempts[-1].is_live or attempts[-1].status == "SUCCEEDED"):
-        return attempts[-1], False
     if attempts:
+        last = attempts[-1]
+        if last.is_live or (last.status == "SUCCEEDED" and _is_done(recipe, stages, note, command)):
+            return last, False
         name = f"{name}-{len(attempts) + 1}"
     metadata = {"root": recipe.root, "recipe": named, "commit": code()["commit"] or ""}
     with tempfile.TemporaryDirectory() as folder:
         pack(recipe, Path(folder))
         is_new = cluster.submit(name, folder, f"python -m jobs.cli {command} {RECIPE}", metadata)
     return cluster.find(name), is_new
+
+
+def _is_done(recipe: Recipe, stages: list[Stage], note: Callable[[str], None], command: Command) -> bool:
+    """Whether what a job that succeeded has made is there now, and as the recipe wants it; True where nobody can say.
+
+    A folder may have been deleted since, as after damage, and other refreshes may have come after this one.
+    """
+    try:
+        return is_current(recipe, stages) if command == "refresh" else are_done(stages, recipe.root)
+    except (UserError, StorageError) as error:
+        note(f"the root cannot be read from this machine, so that its job's word is all there is: {error}")
+        return True

@@ -20,12 +20,9 @@ from pipeline.errors import DataError, SemiPruneError
 from pipeline.index import check_unchanged, load_index
 from pipeline.recipe import Recipe
 from pipeline.run import Display, execute
-from pipeline.stage import MANIFEST, Artifact, Part, Stage, write_table_part
-from pipeline.threads import in_threads
+from pipeline.stage import Artifact, Part, Stage, are_done, write_table_part
 from pipeline.versions import Coreset, Past, Planned, Since, Version
 from pipeline.warm_start import Learned, decide
-
-_PROBES = 16
 
 CHANGES = ("added", "dropped", "to_annotate")
 """The tables of a version: selection, sample_id, key, rank."""
@@ -69,16 +66,32 @@ def refresh(recipe: Recipe, display: Display) -> Refreshed:
         return _finish(recipe, stages, last, last if warm else None, why, state, display)
 
 
+def is_current(recipe: Recipe, scratch: Stages) -> bool:
+    """Whether a refresh would find nothing to do. scratch: the recipe's plan as it is now."""
+    known = versions.load(recipe.root)
+    if not known or known[-1].state != _state(scratch, recipe):
+        return False
+    return are_done(_own(_stages(recipe, known)), recipe.root)
+
+
+def _stages(recipe: Recipe, known: Sequence[Version]) -> Stages:
+    """The plan that made the last version."""
+    if len(known) == 1:
+        return plan.build(recipe)
+    return plan.build(recipe, _since(recipe, known[-2], warm=known[-1].started_from is not None))
+
+
+def _own(stages: Stages) -> Stages:
+    """Those that the recipe names, without what was taken from a version before."""
+    return [stage for stage in stages if not isinstance(stage, Past)]
+
+
 def _again(recipe: Recipe, known: Sequence[Version], display: Display) -> list[Artifact]:
     """The stages of the last version; what of them is gone is done once more, as it was done then."""
-    last = known[-1]
-    stages = plan.build(recipe)
-    if len(known) > 1:
-        stages = plan.build(recipe, _since(recipe, known[-2], warm=last.started_from is not None))
-    ours = [stage for stage in stages if not isinstance(stage, Past)]
-    if not all(in_threads(lambda stage: storage.exists(storage.join(stage.uri(recipe.root), MANIFEST)), ours, _PROBES)):
+    stages = _stages(recipe, known)
+    if not are_done(_own(stages), recipe.root):
         return _run(stages, recipe, display)
-    found = [stage.load(recipe.root) for stage in ours]
+    found = [stage.load(recipe.root) for stage in _own(stages)]
     artifacts = [artifact for artifact in found if artifact is not None]
     check_unchanged(artifacts[0])
     return artifacts

@@ -8,7 +8,7 @@ behind that nobody reads.
 import io
 import json
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from typing import Any, Protocol
@@ -253,3 +253,9 @@ class Stage:
         artifact = self.load(root)
         assert artifact is not None
         return artifact
+
+
+def are_done(stages: Iterable[Stage], root: str) -> bool:
+    """Whether the manifests of all of them are there now; none is read."""
+    manifests = (storage.join(stage.uri(root), MANIFEST) for stage in stages)
+    return all(in_threads(storage.exists, manifests, READERS))

@@ -3,6 +3,7 @@
 import io
 import json
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,9 +24,12 @@ import yaml
 from jobs import cluster
 from jobs.cluster import Cluster, Job, Told, exit_status
 from jobs.submit import local_places, run_id, submit
-from pipeline import checkout
+from pipeline import checkout, plan, refresh, storage, versions
 from pipeline.errors import SemiPruneError, UserError
 from pipeline.recipe import Recipe, load_recipe
+from pipeline.stage import MANIFEST
+from pipeline.versions import Version
+from pipeline.warm_start import Learned
 from tests.running import REPOSITORY, finish, kill_tree, run, start, tiny_recipe, wait_for
 
 
@@ -106,7 +110,7 @@ def test_no_value_of_the_environment_travels(recorder: Recorder, monkeypatch: py
     secret = "b9a1c6c8f1d94fd0"
     for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "FSSPEC_S3_SECRET", "HF_TOKEN", "ANY_OTHER"):
         monkeypatch.setenv(name, secret)
-    submit(Cluster(recorder.address), loaded(), "cifar10.yaml")
+    submit(Cluster(recorder.address), loaded(), "cifar10.yaml", str)
     sent = recorder.submitted()
     assert set(sent["runtime_env"]) <= {"working_dir", "_ray_commit"}
     assert sent["entrypoint"] == "python -m jobs.cli run recipe.json"
@@ -124,7 +128,6 @@ def test_no_value_of_the_environment_travels(recorder: Recorder, monkeypatch: py
         ([], "", True),
         (["PENDING"], "", False),
         (["RUNNING"], "", False),
-        (["SUCCEEDED"], "", False),
         (["FAILED"], "-2", True),
         (["STOPPED", "FAILED"], "-3", True),
         (["FAILED", "RUNNING"], "-2", False),
@@ -135,13 +138,78 @@ def test_a_run_has_one_live_job(recorder: Recorder, before: list[str], attempt: 
     recorder.add("semiprune-0000000000000000", "RUNNING")
     for number, status in enumerate(before, 1):
         recorder.add(base if number == 1 else f"{base}-{number}", status)
-    job, submitted = submit(Cluster(recorder.address), loaded(), "cifar10.yaml")
+    job, submitted = submit(Cluster(recorder.address), loaded(), "cifar10.yaml", str)
     assert (job.id, submitted) == (base + attempt, is_new)
+
+
+def commit(recipe: Recipe) -> list[Path]:
+    """Manifests of all its stages; returns the stages' folders."""
+    folders = [Path(stage.uri(recipe.root)) for stage in plan.build(recipe)]
+    for folder in folders:
+        storage.write(str(folder / MANIFEST), b"{}")
+    return folders
+
+
+def test_a_success_counts_while_its_results_are_there(recorder: Recorder, tmp_path: Path) -> None:
+    recipe = loaded(root=str(tmp_path / "run"))
+    name, there = run_id(recipe), Cluster(recorder.address)
+    recorder.add(name, "SUCCEEDED")
+    folders = commit(recipe)
+    assert submit(there, recipe, "cifar10.yaml", str) == (there.find(name), False)
+    shutil.rmtree(folders[2])
+    job, is_new = submit(there, recipe, "cifar10.yaml", str)
+    assert is_new and job.id == f"{name}-2"
+    assert submit(there, recipe, "cifar10.yaml", str) == (job, False)
+    recorder.jobs[-1]["status"] = "SUCCEEDED"
+    shutil.rmtree(recipe.root)
+    job, is_new = submit(there, recipe, "cifar10.yaml", str)
+    assert is_new and job.id == f"{name}-3"
+
+
+def test_a_refresh_that_succeeded_counts_while_its_version_is_the_last(recorder: Recorder, tmp_path: Path) -> None:
+    recipe = loaded(root=str(tmp_path / "run"))
+    name, there = run_id(recipe, "refresh"), Cluster(recorder.address)
+    folders = commit(recipe)
+
+    def make_version(number: int, of: Recipe) -> None:
+        state = refresh._state(plan.build(of), of)
+        learned = Learned(version=1, learner="", num_samples=1, num_labels=1)
+        version = Version(number, f"{number:06d}", "", state, 1, 1, 1, learned, None, "", [], [], [])
+        assert versions.create(recipe.root, version)
+
+    def is_new() -> bool:
+        recorder.jobs[:] = []
+        recorder.add(name, "SUCCEEDED")
+        return submit(there, recipe, "cifar10.yaml", str, "refresh")[1]
+
+    assert is_new()
+    make_version(1, recipe)
+    assert not is_new()
+    shutil.rmtree(folders[-1])
+    assert is_new()
+    commit(recipe)
+    make_version(2, loaded(root=recipe.root, seed=1))
+    assert is_new()
+
+
+def test_a_success_is_believed_where_nobody_can_look(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(uri: str) -> None:
+        raise UserError(f"no permission for {uri!r}: allow it")
+
+    for ask in ("exists", "names"):
+        monkeypatch.setattr(storage, ask, refuse)
+    for command in ("run", "refresh"):
+        recorder.add(run_id(loaded(), command), "SUCCEEDED")
+        told: list[str] = []
+        _, is_new = submit(Cluster(recorder.address), loaded(), "cifar10.yaml", told.append, command)
+        assert not is_new
+        (note,) = told
+        assert note.startswith("the root cannot be read from this machine") and "no permission for 's3://buck" in note
 
 
 def test_a_refresh_is_another_job(recorder: Recorder) -> None:
     recorder.add(run_id(loaded()), "SUCCEEDED")
-    job, is_new = submit(Cluster(recorder.address), loaded(), "cifar10.yaml", "refresh")
+    job, is_new = submit(Cluster(recorder.address), loaded(), "cifar10.yaml", str, "refresh")
     assert is_new and job.id == run_id(loaded(), "refresh")
     assert recorder.submitted()["entrypoint"] == "python -m jobs.cli refresh recipe.json"
 
