@@ -29,7 +29,8 @@ MEND = "delete the folder of that stage and run the same command again"
 """What helps against damage: the stage is done once more."""
 
 
-_CREDENTIALS = re.compile(r"^([a-z0-9+]+://)[^/@]*:[^/@]*@")
+_CREDENTIALS = re.compile(r"://([^/@]*|[^/:@,]*:[^@]*)@")
+"""What stands between the scheme and an @: anything without a slash, or NAME:SECRET, which may hold some."""
 _USER = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 """Of any URL in a text: clients quote that of the endpoint, which may carry a name and a password."""
 _PASSING = (errno.EIO, errno.ESTALE, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.EAGAIN)
@@ -42,8 +43,8 @@ def join(root: str, *names: str) -> str:
 
 def refuse_credentials(uri: str) -> None:
     """UserError if a URI carries a user's name or password."""
-    if _CREDENTIALS.match(uri):
-        place = _CREDENTIALS.sub(r"\1", uri)
+    if found := _CREDENTIALS.search(uri):
+        place = f"{uri[: found.start()]}://{uri.rpartition('@')[2]}"  # a secret may hold an @ too
         raise UserError(f"a URI such as {place!r} must not carry credentials: hand them over by the environment")
 
 
