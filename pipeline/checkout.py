@@ -21,13 +21,17 @@ _FOLDER = Path(__file__).resolve().parent.parent
 def code() -> dict[str, Any]:
     """commit: None for an installed package or without git; is_clean: whether the packages are just as committed.
 
-    As this process found them first, which is what it runs.
+    As this process found them first, which is what it runs. A repository that our folder is only a part of is another
+    project's, with an environment in it that we are installed in.
     """
     try:
         noted: dict[str, Any] = storage.read_json(str(_FOLDER / NOTE))
         return noted
     except FileNotFoundError:
         pass
+    top = _git("rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != _FOLDER.resolve():
+        return {"commit": None, "is_clean": None}
     commit = _git("rev-parse", "HEAD")
     changes = _git("status", "--porcelain", "--", *PACKAGES)
     return {"commit": commit, "is_clean": None if commit is None or changes is None else not changes}

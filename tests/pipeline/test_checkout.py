@@ -43,3 +43,17 @@ def test_what_was_noted_at_shipping_holds_where_it_is_shipped_to(folder: Path) -
     assert noted["commit"] and noted["is_clean"] is True
     (folder / checkout.NOTE).unlink()
     assert again() == {"commit": None, "is_clean": None}
+
+
+def test_a_project_around_an_installed_package_is_not_ours(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = folder / ".venv" / "lib" / "site-packages"
+    for package in checkout.PACKAGES:
+        shutil.copytree(folder / package, installed / package)
+    monkeypatch.setattr(checkout, "_FOLDER", installed)
+    assert again() == {"commit": None, "is_clean": None}
+
+
+def test_a_checkout_is_ours_by_a_link_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "link").symlink_to(folder)
+    monkeypatch.setattr(checkout, "_FOLDER", folder / "link")
+    assert again()["commit"]
