@@ -119,29 +119,45 @@ def write_digits(out: str) -> Imported:
 class _Folder:
     """An output folder that appears whole: a local one under its own name only when the block has succeeded.
 
-    An object store has no such step: there, a block that fails removes what it wrote.
+    A mount point cannot be replaced: its files come up at the end from a folder inside, which is on the same disk. An
+    object store has no such step: there, a block that fails removes what it wrote.
     """
 
     def __init__(self, out: str) -> None:
         self.out = out
         self.shards: list[str] = []
         self._names: list[str] = []
-        self._local = Path(storage.resolve(out)[1]) if storage.is_local(out) else None
+        self._local = Path(storage.resolve(out)[1]).resolve() if storage.is_local(out) else None
+        self._is_mount = self._local is not None and self._local.is_mount()
         self._place = out
         if self._local:
-            self._place = str(self._local.parent / f".{self._local.name}.{uuid.uuid4().hex}.tmp")
+            beside = self._local if self._is_mount else self._local.parent
+            self._place = str(beside / f".{self._local.name}.{uuid.uuid4().hex}.tmp")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None and self._local:
-            Path(self._place).replace(self._local)
-        elif kind is not None and self._local:
-            shutil.rmtree(self._place, ignore_errors=True)
+        if self._local:
+            try:
+                if kind is None:
+                    self._appear(self._local)
+            finally:
+                shutil.rmtree(self._place, ignore_errors=True)
         elif kind is not None:
             for name in self._names:
                 storage.delete(storage.join(self._place, name))
+
+    def _appear(self, folder: Path) -> None:
+        with storage.explained(self.out, mend="choose another place"), contextlib.ExitStack() as undo:
+            if not self._is_mount:
+                Path(self._place).replace(folder)
+                return
+            _refuse_to_overwrite(self.out)
+            for name in self._names:
+                Path(self._place, name).replace(folder / name)
+                undo.callback((folder / name).unlink)
+            undo.pop_all()
 
     def write_shards(self, prefix: str, shards: Sequence[NDArray[np.int64]], sample: Callable[[int], Files]) -> None:
         """One shard per array of sample numbers."""

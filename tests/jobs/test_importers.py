@@ -1,6 +1,9 @@
+import errno
 import inspect
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from jobs import importers
 from jobs.importers import import_imagefolder, import_torchvision, write_digits
 from pipeline import storage, tar
 from pipeline.errors import UserError
+from tests.running import REPOSITORY
 
 
 def picture(value: int, form: str = "PNG") -> bytes:
@@ -216,6 +220,48 @@ def test_an_import_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
             write_digits(out)
         assert storage.names(out) == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("size", "status"), [("4m", 0), ("64k", 1)])
+def test_an_import_into_a_mount_point(tmp_path, size, status):
+    """Its own disk is used alone; one that is full is left empty."""
+    (tmp_path / "out").mkdir()
+    import_ = f"{sys.executable} -c 'from jobs.importers import write_digits; write_digits(\"{tmp_path}/out\")'"
+    mount = f"mount -t tmpfs -o size={size} tmpfs {tmp_path}/out && echo mounted"
+    script = f"{mount} && {import_}; echo $?; ls -A {tmp_path}/out"
+    ran = subprocess.run(["unshare", "-rm", "sh", "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
+    if not ran.stdout.startswith("mounted"):
+        pytest.skip("mounting needs a namespace of its own")
+    shards = [f"train-{number:06d}.tar" for number in range(6)]
+    files = [] if status else ["classes.json", "test-000000.tar", *shards]
+    assert ran.stdout.split() == ["mounted", str(status), *files], ran.stderr
+    assert ("no space left" in ran.stderr) == bool(status)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_import_into_an_empty_folder_behind_a_link(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    written = write_digits(str(tmp_path / "link"))
+    assert Path(written.shards[0]) == tmp_path / "link/train-000000.tar"
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real/classes.json").exists()
+
+
+@pytest.mark.parametrize("is_mount", [False, True])
+def test_an_import_that_cannot_appear_leaves_nothing(tmp_path, monkeypatch, is_mount):
+    replace, refused = Path.replace, tmp_path / "out" / ("train-000001.tar" if is_mount else "")
+
+    def refuse(path, target):
+        if Path(target) == refused:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        return replace(path, target)
+
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda _: is_mount)
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(UserError, match=r"out': Device or resource busy; choose another place"):
+        write_digits(str(tmp_path / "out"))
+    assert [path.name for path in tmp_path.rglob("*")] == ["out"]
 
 
 def test_an_import_into_a_store(tmp_path):
