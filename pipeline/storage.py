@@ -48,12 +48,19 @@ def refuse_credentials(uri: str) -> None:
         raise UserError(f"a URI such as {place!r} must not carry credentials: hand them over by the environment")
 
 
+def refuse_chains(uri: str) -> None:
+    """UserError if there is a `::` in a path or URI, where fsspec would take it apart."""
+    if "::" in uri:
+        raise UserError(f"{uri!r} has '::' in it, which means a chain of filesystems: name a place without it")
+
+
 def resolve(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The filesystem and the path on it; an unknown scheme is a UserError, and so are credentials in the URI.
+    """The filesystem and the path on it; an unknown scheme, credentials and chains in the URI are UserErrors.
 
     Without a listing cache: with one, an object that another process wrote after a listing does not exist.
     """
     refuse_credentials(uri)
+    refuse_chains(uri)
     try:
         fs, path = url_to_fs(uri, use_listings_cache=False)
     except (ValueError, ImportError) as error:

@@ -87,6 +87,18 @@ def test_places_in_settings_are_absolute(monkeypatch, pattern, place):
     assert shards.absolute(place) == place
 
 
+@pytest.mark.parametrize("place", ["/runs/exp::1", "exp::1", "{/a,/b}/c::d.tar", "s3://bucket/a::b", "zip::s3://b/a"])
+def test_a_chain_of_filesystems_is_no_place_in_settings(place):
+    with pytest.raises(UserError, match=r"has '::' in it"):
+        shards.absolute(place)
+
+
+def test_a_working_folder_that_looks_like_a_chain_is_told(monkeypatch):
+    monkeypatch.setattr(os, "getcwd", lambda: "/exp::1")
+    with pytest.raises(UserError, match=r"'/exp::1/a\.tar' has '::' in it"):
+        shards.absolute("a.tar")
+
+
 def test_an_unknown_scheme_is_a_user_error():
     with pytest.raises(UserError, match="nosuch"):
         shards.find(["nosuch://bucket/a.tar"])

@@ -451,6 +451,14 @@ def test_a_port_a_list_or_a_path_is_no_credential(uri: str) -> None:
     storage.refuse_credentials(uri)
 
 
+@pytest.mark.parametrize("name", ["exp::1/part", "a::b", "::", "simplecache::s3://bucket/x"])
+def test_what_fsspec_takes_for_a_chain_is_refused(root: str, name: str) -> None:
+    for ask in (storage.read, storage.names, storage.exists, storage.is_local, lambda uri: storage.write(uri, b"1")):
+        for uri in (storage.join(root, name), name):
+            with pytest.raises(UserError, match=r"has '::' in it, .*: name a place without it$"):
+                ask(uri)
+
+
 def test_a_refusal_in_other_words(s3_root: str, faulty: Proxy) -> None:
     """Stores other than AWS answer 412 without naming the condition."""
     assert storage.is_exclusive(s3_root)
