@@ -4,11 +4,13 @@
 nothing.
 """
 
+import string
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Literal, TypeVar
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from ray.util.metrics import Counter, Gauge
@@ -54,11 +56,16 @@ def record(name: str, value: float, run: str, stage: str) -> None:
     if not ray.is_initialized():
         return
     metric = _registered(name)
-    tags = {"run": run, "stage": stage}
+    tags = {name: _ascii(value) for name, value in (("run", run), ("stage", stage))}
     if METRICS[name].kind == "gauge":
         metric.set(value, tags)
     elif value:
         metric.inc(value, tags)
+
+
+def _ascii(text: str) -> str:
+    """Ray sends no other characters in a tag."""
+    return quote(text, safe=string.printable)
 
 
 @cache

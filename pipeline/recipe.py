@@ -60,6 +60,10 @@ class Recipe(Config):
     def _agree(self) -> "Recipe":
         """What would otherwise come out after hours of training."""
         self._check_source()
+        tests = self.evaluate.test_shards if self.evaluate else ()
+        for shards in (*self.data.shards, *tests):
+            if shards.rpartition("/")[0] == self.root.rstrip("/"):
+                raise ValueError(f"root={self.root!r} holds the shards {shards!r}: name a folder of its own")
         names = [config.name for config in self.select]
         for name in names:
             if name in ("random", "full") or names.count(name) > 1:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import lease, storage
+from pipeline import lease, storage, versions
 from pipeline.epochs import KEPT_CHECKPOINTS, EpochLog
 from pipeline.errors import SemiPruneError
 from pipeline.fsck.finding import Finding, trouble
@@ -14,7 +14,7 @@ from pipeline.fsck.id_runs import IdRuns
 from pipeline.fsck.verification import Epoch, File, Item
 from pipeline.report.costs import ESTIMATE
 from pipeline.run import PLAN
-from pipeline.stage import MANIFEST, Part
+from pipeline.stage import MANIFEST, STAGES, Part
 
 DEEPEST = 16
 """Folders in folders that are looked into: a link may lead back to where it is."""
@@ -77,6 +77,8 @@ def items(uri: str, depth: int = 0, above: Iterable[str] = (), home: str | None 
             yield item
         named |= {log.manifest(epoch).rsplit("/", 1)[-1] for epoch in epochs}
     left = [size for name, size in files.items() if name not in named]
+    if depth == 0 and PLAN in files:  # what else is in a root may be anybody's, such as the pool
+        left, folders = [], [name for name in folders if name in STAGES or name == versions.FOLDER]
     if left:
         detail = f"no manifest names {len(left):,} of its files, {sum(left):,} bytes"
         yield Finding(uri, "left over", detail, "delete them once no run writes there")

@@ -12,6 +12,7 @@ import pytest
 from pipeline.metrics import METRICS, Meter, record, watched
 
 RUN = "s3://bucket/run-of-these-tests"
+ELSEWHERE = "/home/j%C3%B6rg/%E7%A9%BA"
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana.json"
 
 
@@ -32,7 +33,7 @@ def served() -> dict[str, float]:
     found: dict[str, float] = {}
     for line in page.read().decode().splitlines():
         match = re.match(r'(ray_semiprune_\w+){.*run="(.*?)",stage="(.*?)".*} (\S+)$', line)
-        if match and match[2] == RUN:  # other tests tell this Ray of theirs
+        if match and match[2] in (RUN, ELSEWHERE):  # other tests tell this Ray of theirs
             name = " ".join(match.groups()[:3])
             found[name] = found.get(name, 0) + float(match[4])
     return found
@@ -64,9 +65,10 @@ def test_what_a_training_and_its_driver_tell_is_served_to_prometheus(ray_local: 
     with scraped() as found:
         watched(lambda *now: told.append(now), RUN, "proxy")(1, 4, "epochs")
         record("semiprune_stage_seconds", 7.5, RUN, "index")
+        record("semiprune_stage_seconds", 8.5, "/home/jörg/空", "index")
         ray.get(ray.remote(num_cpus=0)(loop).remote())
         deadline = time.monotonic() + 20
-        while len(found) < 9 and time.monotonic() < deadline:
+        while len(found) < 10 and time.monotonic() < deadline:
             time.sleep(0.1)
     here = f"{RUN} proxy"
     assert found.pop(f"ray_semiprune_step_seconds_total {here}") >= 0.03
@@ -79,6 +81,7 @@ def test_what_a_training_and_its_driver_tell_is_served_to_prometheus(ray_local: 
         f"ray_semiprune_pseudo_label_rate {here}": 0.5,
         f"ray_semiprune_progress {here}": 0.25,
         f"ray_semiprune_stage_seconds {RUN} index": 7.5,
+        f"ray_semiprune_stage_seconds {ELSEWHERE} index": 8.5,
     }
     assert told == [(1, 4, "epochs")]
 

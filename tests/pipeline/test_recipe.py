@@ -55,6 +55,14 @@ def test_a_mistake_is_one_sentence_that_names_the_key(recipe: Path, override: st
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["data.shards", "evaluate.test_shards"])
+def test_a_run_has_a_folder_of_its_own(recipe: Path, tmp_path: Path, key: str) -> None:
+    place = f"{tmp_path}/run/train-{{000..003}}.tar"
+    with pytest.raises(UserError, match=r"run' holds the shards .*: name a folder of its own"):
+        load_recipe(str(recipe), (f"{key}=['{place}']",))
+    load_recipe(str(recipe), (f"data.shards=['{tmp_path}/run/pool/train-{{000..003}}.tar']",))
+
+
 def test_missing_files_and_broken_yaml_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no recipe at"):
         load_recipe(str(tmp_path / "absent.yaml"))

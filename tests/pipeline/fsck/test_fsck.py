@@ -212,6 +212,9 @@ def test_what_killed_attempts_left_is_counted_and_is_no_damage(run: Path) -> Non
     (proxy / "checkpoint-00001-0a0b0c0d.pt").write_bytes(b"x" * 4)
     (run / "score" / "0123").mkdir(parents=True)
     (run / "score" / "0123" / "part-0.parquet").write_bytes(b"x" * 5)
+    for somebodys in ("train-000000.tar", "classes.json", "pool/0123456789abcdef/train-000000.tar"):
+        (run / somebodys).parent.mkdir(parents=True, exist_ok=True)
+        (run / somebodys).write_bytes(b"not of the run")
     report = check(str(run), silent)
     assert report.is_whole
     assert {(finding.where, finding.kind, finding.detail) for finding in report.findings} == {
