@@ -117,8 +117,10 @@ def select_from_files(
             pool.progress = progress
         found = cuts(built[0], pool, budgets, seed)
         kept = list(pool.map(lambda rows: [rows.sample_ids[cut.kept(rows)[0]] for cut in found]))
-        for file, parts in zip(files, zip(*kept, strict=True), strict=True):
-            _write(file, pa.table({"sample_id": np.sort(np.concatenate(parts))}))
+        for file, size, parts in zip(files, budgets, zip(*kept, strict=True), strict=True):
+            ids = np.sort(np.concatenate(parts))
+            assert len(ids) == size, "a selector keeps its exact budget"
+            _write(file, pa.table({"sample_id": ids}))
     return [(file, size, pool.num_samples) for file, size in zip(files, budgets, strict=True)]
 
 

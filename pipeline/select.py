@@ -121,6 +121,7 @@ def run(
         out.write_table(pa.table({"sample_id": ids[ascending], "rank": ascending}))
     for part in sorted((facts.part for facts in kept if facts.part), key=lambda part: part.name):
         out.add(part)
+    assert sum(part.rows for part in out.parts) == size, "a selector keeps its exact budget"
     in_coreset = np.concatenate([facts.labelled for facts in kept])
     both, seen = len(in_coreset), held.wrong[np.isin(held.sample_ids, in_coreset)]
     wrong, total = int(seen.sum()), len(seen)

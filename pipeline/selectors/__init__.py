@@ -56,7 +56,7 @@ class Ranked(Selector):
         """Function of Rows to numbers [n], what is smaller is preferred."""
 
     def interval(self, size: int, budget: int) -> tuple[int, int]:
-        """The ranks [low, low + budget) that are kept of `size` examples."""
+        """The ranks [low, low + budget) that are kept of `size` examples; 0 <= low <= size - budget."""
         return 0, budget
 
     def rule(self, pool: Pool, budget: int, seed: int) -> Rule:
@@ -115,6 +115,7 @@ def preferred(pool: Pool, found: Cut) -> NDArray[np.int64]:
     """The kept sample_ids, in order of preference: the ranks of all strata side by side, each from its first kept."""
     parts = list(pool.map(lambda rows: _kept(rows, found)))
     ids, stratum, images, ties = (np.concatenate(column) for column in zip(*parts, strict=True))
+    assert len(ids) == sum(high - low for low, high in found.rule.intervals), "a selector keeps its exact budget"
     order = np.lexsort((ties, images, stratum))
     sizes = np.bincount(stratum, minlength=len(found.rule.intervals))
     place = np.arange(len(ids)) - np.repeat(sizes.cumsum() - sizes, sizes)

@@ -53,9 +53,12 @@ class DoubleEnd(Ranked):
         return ByColumn(self.options.score, self.harder)
 
     def interval(self, size: int, budget: int) -> tuple[int, int]:
-        """After the floor(m * size) that are cut; ChoiceError if m is still to be chosen."""
+        """After the floor(m * size) that are cut; ChoiceError if m is still to be chosen.
+
+        Fewer are cut where the budget, a class's share or what a version adds, was rounded up and needs one of them.
+        """
         cut = exact(decided("mislabel_fraction", self.options.mislabel_fraction))
-        low = math.floor(cut * size)
+        low = min(math.floor(cut * size), size - budget)
         return low, low + budget
 
 

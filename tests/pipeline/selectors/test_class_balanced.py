@@ -6,9 +6,10 @@ from fractions import Fraction
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.pool import TablePool
 from pipeline.selectors import SELECTORS, Ranked, build, cuts, preferred, select
 from pipeline.selectors.class_balanced import quotas
 from tests.pipeline.selectors.pools import PartitionedPool, scored
@@ -57,6 +58,30 @@ def test_every_class_keeps_what_the_selector_keeps_of_its_own_interval(name: str
         values = sorted(value for value, _ in places)
         mine = sorted(value for value, sample_id in places if sample_id in kept)
         assert mine == values[low:high] and len(mine) == quota  # which of equal ones: test_ranks
+
+
+@given(st.integers(1, 99), st.integers(1, 60), st.lists(st.integers(1, 3), max_size=4), st.integers(0, 60))
+@settings(max_examples=300)
+def test_the_budget_is_exact_also_of_what_a_version_adds(keep: int, large: int, small: list[int], before: int) -> None:
+    sizes = [large, *small]
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    size = keep * (before + len(labels)) // 100 - keep * before // 100
+    options = {"selector": "double_end", "options": {"mislabel_fraction": (100 - keep) / 100}}
+    selector = build("class_balanced", keep / 100, options)
+    columns = {"sample_id": np.arange(len(labels)), "aum": np.zeros(len(labels)), "train_label": labels}
+    pool = TablePool(pa.table(columns), selector.columns)
+    (found,) = cuts(selector, pool, [size], 0)
+    assert len(preferred(pool, found)) == size
+
+
+def test_a_class_is_cut_less_where_its_share_was_rounded_up() -> None:
+    labels = np.array([0] * 25 + [1, 2])
+    options = {"selector": "double_end", "options": {"mislabel_fraction": 0.68}}
+    selector = build("class_balanced", 0.32, options)
+    columns = {"sample_id": np.arange(27), "aum": np.arange(27.0), "train_label": labels}
+    pool = TablePool(pa.table(columns), selector.columns)
+    (found,) = cuts(selector, pool, [9], 0)  # floor(.32 * 45) - floor(.32 * 18), of 27 new ones
+    assert sorted(preferred(pool, found).tolist()) == list(range(16, 25))
 
 
 def test_a_balanced_table_keeps_a_half_of_every_class() -> None:
