@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import pairwise
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,7 @@ class DynamicsWriter:
     """
 
     def __init__(self, uri: str, num_samples: int, rank: int = 0, world_size: int = 1, *, probs: bool = False) -> None:
+        num_samples, rank, world_size = index(num_samples), index(rank), index(world_size)  # numpy's integers too
         if num_samples < 1 or not 0 <= rank < world_size:
             raise UserError(
                 f"DynamicsWriter() cannot use num_samples={num_samples}, rank={rank}, world_size={world_size}: "
@@ -132,6 +134,7 @@ class DynamicsWriter:
 
         UserError if an id is not one of the pool's, a logit is not finite or a label is not one of the classes.
         """
+        epoch = index(epoch)
         columns, num_classes = self._drain()
         ids = columns.pop("sample_id")
         if len(ids) and not 0 <= ids.min() <= ids.max() < self.num_samples:
@@ -174,6 +177,7 @@ class DynamicsWriter:
         parts: of all ranks, from their `flush`; a process alone leaves it out. UserError if the ids of all parts are
         not exactly 0..num_samples-1, and as EpochLog.commit says.
         """
+        epoch = index(epoch)
         if parts is None:
             if self.world_size != 1:
                 raise UserError(f"commit_epoch() of {self.world_size} ranks needs parts=, from flush() of each")

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -160,7 +161,7 @@ def select_many(
         raise ChoiceError("no keep fraction is asked for: name one or more")
     pool = TablePool(table, selectors[0].columns)
     budgets = [budget(keep, pool.num_samples) for keep in keep_fractions]
-    found = cuts(selectors[0], pool, budgets, seed)
+    found = cuts(selectors[0], pool, budgets, index(seed))
     return [np.sort(preferred(pool, each)) for each in found]
 
 

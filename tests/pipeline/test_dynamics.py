@@ -59,6 +59,14 @@ def by_hand(logits: Any, label: int) -> dict[str, float]:
     }
 
 
+def test_numbers_may_be_integers_of_numpy(tmp_path: Path) -> None:
+    n, rank, world_size, epoch = (np.int64(number) for number in (4, 0, 1, 0))
+    writer = DynamicsWriter(str(tmp_path), n, rank, world_size)
+    writer.observe(*random_epoch(4))
+    commit = writer.commit_epoch(epoch, [writer.flush(epoch)])
+    assert commit == EpochLog(str(tmp_path)).read(0) and commit.facts["num_samples"] == 4
+
+
 @pytest.mark.parametrize("kind", ["numpy", "float64", "float16", "bfloat16", "torch"])
 def test_a_record_is_what_the_definitions_say(tmp_path: Path, kind: str) -> None:
     ids, logits, labels = random_epoch(200)

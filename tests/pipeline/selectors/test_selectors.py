@@ -202,3 +202,10 @@ def test_an_infinite_vector_is_said(name: str) -> None:
 def test_ids_of_any_integer_type_are_int64() -> None:
     table = pa.table({"sample_id": pa.array([3, 1, 2], pa.uint16())})
     assert select(table, "random", keep_fraction=1).dtype == np.int64
+
+
+@pytest.mark.parametrize("number", [np.int64, np.int32, np.uint64])
+def test_a_seed_may_be_an_integer_of_numpy(number: type[np.integer[Any]]) -> None:
+    table = scored(50)
+    kept = select(table, "random", keep_fraction=0.3, seed=number(3))
+    assert kept.tolist() == select(table, "random", keep_fraction=0.3, seed=3).tolist()
