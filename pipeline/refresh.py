@@ -128,7 +128,8 @@ def _finish(
 ) -> Refreshed:
     """Run the plan, and write the version that it makes."""
     artifacts = _run(stages, recipe, display)
-    found = {artifact.manifest["title"]: artifact for artifact in artifacts}
+    # By the plan's titles: a manifest has that of the run which was first, where the same stage may be a test's.
+    found = {stage.title: artifact for stage, artifact in zip(_own(stages), artifacts, strict=True)}
     number = last.number + 1 if last else 1
     index, split = found["index"], found["split"]
     coresets, parts = _compare(recipe.root, number, last, found)

@@ -1,5 +1,6 @@
 """A pool that grows day by day: versions of its coreset, and what they go on from."""
 
+import json
 import math
 import re
 import shutil
@@ -26,7 +27,7 @@ from pipeline.refresh import Refreshed, _check_order, _since, refresh
 from pipeline.resources import Resources
 from pipeline.selectors import exact
 from pipeline.split import SplitConfig, SplitStageConfig
-from pipeline.stage import Artifact, Output
+from pipeline.stage import MANIFEST, Artifact, Output
 from pipeline.training import Worker
 from pipeline.versions import Past, Planned, Since, Version
 from pipeline.warm_start import Learned, RefreshConfig, decide
@@ -303,6 +304,14 @@ def test_a_run_that_is_done_is_the_first_version_and_then_nothing_is_new(copied:
     again = refreshed(copied)
     assert not again.is_new and again.version == made.version and sorted(root.rglob("*")) == before
     assert check(str(root), silent).is_whole and find(str(root), 1) == []
+
+
+def test_a_stage_that_another_recipe_made_under_another_title_is_found(copied: Path) -> None:
+    manifests = list(copied.with_suffix("").glob(f"*/*/{MANIFEST}"))
+    for path in manifests:
+        manifest = json.loads(path.read_text())
+        path.write_text(json.dumps({**manifest, "title": f"{manifest['title']} test"}))
+    assert manifests and refreshed(copied).version.num_samples == 1437
 
 
 def test_of_two_refreshes_at_once_one_gets_the_number(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
