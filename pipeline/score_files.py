@@ -29,8 +29,9 @@ def open_scores(uri: str, columns: Sequence[str]) -> "ScoreFiles | TablePool":
     num_samples = 0
     for file in _files(uri):
         with _parquet(file) as opened:
-            groups += [(file, group) for group in range(opened.num_row_groups)]
-            num_samples += opened.metadata.num_rows
+            sizes = [opened.metadata.row_group(group).num_rows for group in range(opened.num_row_groups)]
+            groups += [(file, group) for group, size in enumerate(sizes) if size]
+            num_samples += sum(sizes)
     if not num_samples:
         raise UserError(f"{uri!r} has no rows: give every sample one")
     if num_samples > TOGETHER:

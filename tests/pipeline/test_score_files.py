@@ -67,6 +67,19 @@ def test_of_many_samples_every_row_group_is_a_partition(tmp_path: Path, monkeypa
     assert contents(pool) == together == dict(enumerate(table["aum"].to_pylist()))
 
 
+@pytest.mark.parametrize("together", [99, 100])
+def test_a_row_group_without_rows_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    table = pa.table({"sample_id": np.arange(100), "aum": np.arange(100.0)})
+    with pq.ParquetWriter(tmp_path / "a.parquet", table.schema) as writer:
+        for part in (table[:0], table[:50], table[:0], table[50:]):
+            writer.write_table(part)
+    assert pq.ParquetFile(tmp_path / "a.parquet").num_row_groups == 4
+    monkeypatch.setattr(score_files, "TOGETHER", together)
+    assert contents(open_scores(str(tmp_path), ["aum"])) == dict(enumerate(range(100)))
+
+
 def test_a_sample_that_is_twice_in_many_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pq.write_table(pa.table({"sample_id": [0, 1, 2, 2, 3], "aum": [0.0] * 5}), tmp_path / "a.parquet", row_group_size=3)
     monkeypatch.setattr(score_files, "TOGETHER", 4)
