@@ -11,6 +11,7 @@ from typing import Any
 from pipeline import ingest, shards, storage, tar
 from pipeline.dynamics import BLOCK_ROWS, FILE_BLOCKS
 from pipeline.epoch_order import MAX_BYTES
+from pipeline.errors import UserError
 from pipeline.pseudo_label import PseudoLabelConfig
 from pipeline.recipe import Recipe
 from pipeline.report.costs import Estimate, Estimates
@@ -66,16 +67,23 @@ class Cost:
 
 
 def look_at(recipe: Recipe, stages: list[Stage]) -> Data:
-    """The pool: of a finished index exactly; else by listing the shards and reading the first of them."""
+    """The pool: of a finished index exactly; else by listing the shards and reading the first that has samples.
+
+    UserError if none has.
+    """
     done = next(stage for stage in stages if stage.name == "index").load(recipe.root)
     if done is not None:
         metrics = done.metrics
         return Data(metrics["num_samples"], metrics["bytes"], metrics["num_shards"], exact=True)
     found = shards.find(recipe.data.shards)
-    first = found[0]
-    samples = tar.scan(storage.read_range(first.uri, 0, first.size))
     total = sum(source.size for source in found)
-    return Data(max(round(len(samples) * total / first.size), 1), total, len(found), exact=False)
+    for source in found:
+        samples = tar.scan(storage.read_range(source.uri, 0, source.size)) if source.size else []
+        if samples:
+            return Data(max(round(len(samples) * total / source.size), 1), total, len(found), exact=False)
+    raise UserError(
+        f"none of the {len(found)} shards has a sample, the first of them {found[0].uri!r}: correct data.shards"
+    )
 
 
 def estimate(recipe: Recipe, stages: Sequence[Stage], data: Data, speeds: Mapping[str, float]) -> dict[str, Cost]:

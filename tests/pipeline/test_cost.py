@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -5,10 +6,12 @@ import pytest
 from pipeline import plan, probe
 from pipeline.cost import RECORD_BYTES, SPEEDS, Cost, Data, estimate, look_at, seconds
 from pipeline.dynamics import BLOCK_ROWS, FILE_BLOCKS
+from pipeline.errors import UserError
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.resources import Elastic
 from pipeline.score import cut
 from pipeline.stage import Artifact
+from pipeline.tar import END
 from tests.running import tiny_recipe
 
 POOL = Data(num_samples=1000, num_bytes=10**8, num_shards=4, exact=True)
@@ -35,6 +38,21 @@ def test_a_pool_that_is_not_indexed_is_estimated_from_its_first_shard(recipe: Re
     assert (known.num_samples, known.num_shards, known.exact, guess.exact) == (1437, 6, True, False)
     assert guess.num_samples == pytest.approx(known.num_samples, rel=0.02)
     assert guess.num_bytes == known.num_bytes
+
+
+def test_an_empty_shard_tells_nothing_of_the_others(recipe: Recipe, digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.tar").touch()
+    (tmp_path / "b.tar").write_bytes(END)
+    stages = plan.build(recipe)
+
+    def looked_at(*names: str) -> Data:
+        data = recipe.data.model_copy(update={"shards": tuple(str(tmp_path / name) for name in names)})
+        return look_at(recipe.model_copy(update={"data": data}), stages)
+
+    shutil.copy(digits / "train-000000.tar", tmp_path / "c.tar")
+    assert looked_at("a.tar", "b.tar", "c.tar").num_samples == looked_at("c.tar").num_samples == 240
+    with pytest.raises(UserError, match=r"none of the 2 shards has a sample, .* '.*a.tar': correct data"):
+        looked_at("a.tar", "b.tar")
 
 
 def test_images_that_are_cached_are_decoded_once_and_streamed_ones_every_time(recipe: Recipe) -> None:
