@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -36,15 +37,7 @@ class DiskCache:
         """
         # A folder of its own in any place: whatever is in it may be evicted.
         folder = Path(place or tempfile.gettempdir()) / f"semiprune-cache-{os.getuid()}"
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            owner, free = folder.stat().st_uid, shutil.disk_usage(folder).free
-        except OSError as error:
-            raise UserError(
-                f"no cache at {str(folder)!r}: {error.strerror}; name a folder in resources.cache_dir"
-            ) from error
-        if owner != os.getuid():
-            raise UserError(f"{str(folder)!r} belongs to another user: name another place in resources.cache_dir")
+        free = _made(folder)
         return cls(folder, max_bytes if max_bytes is not None else (free + sum(_sizes(folder).values())) // 2)
 
     def find(self, name: str) -> Path | None:
@@ -60,21 +53,28 @@ class DiskCache:
         """Have `make` make the file, unless it is there; False, at once, while another process does.
 
         size: of the file, about, in bytes: so much goes first where there is no room; make: is given what puts bytes at
-        an offset.
+        an offset. False too if the folder was deleted meanwhile.
         """
+        _made(self.folder)
         lock = FileLock(self.folder / f"{name[:2]}.lock")  # shared by some names, so that locks do not pile up
         try:
-            with lock.acquire(timeout=0):
-                if self.find(name) is None:
+            lock.acquire(timeout=0)
+        except (Timeout, FileNotFoundError):
+            return False
+        try:
+            if self.find(name) is None:
+                with suppress(FileNotFoundError):
                     for left in self.folder.glob(f".{name}.*.tmp"):  # by a process that was killed: who has the lock,
                         left.unlink(missing_ok=True)  # is the only one that writes this file
-                    self._make_room(size)
-                    with storage.replacing(self.folder / name) as put:
-                        make(put)
-                    self._make_room(0, but=name)  # it may have become larger
-                return True
-        except Timeout:
+                self._make_room(size)
+                with storage.replacing(self.folder / name) as put:
+                    make(put)
+                self._make_room(0, but=name)  # it may have become larger
+            return True
+        except storage.DeletedError:
             return False
+        finally:
+            lock.release()
 
     def _make_room(self, size: int, but: str | None = None) -> None:
         sizes = _sizes(self.folder)
@@ -87,16 +87,30 @@ class DiskCache:
                 held -= sizes[path]
 
 
+def _made(folder: Path) -> int:
+    """Have the folder, this user's own; returns the bytes that are free there. UserError if that cannot be."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        owner, free = folder.stat().st_uid, shutil.disk_usage(folder).free
+    except OSError as error:
+        raise UserError(
+            f"no cache at {str(folder)!r}: {error.strerror}; name a folder in resources.cache_dir"
+        ) from error
+    if owner != os.getuid():
+        raise UserError(f"{str(folder)!r} belongs to another user: name another place in resources.cache_dir")
+    return free
+
+
 def _sizes(folder: Path) -> dict[Path, int]:
-    """Bytes of each file that is no lock and that nobody is writing."""
-    sizes, now = {}, time.time()
-    for path in folder.iterdir():
-        try:
-            known = path.stat()
-            if path.suffix != ".lock" and not (path.suffix == ".tmp" and known.st_mtime > now - _ABANDONED):
-                sizes[path] = known.st_size
-        except FileNotFoundError:
-            continue
+    """Bytes of each file that is no lock and that nobody is writing; none if the folder was deleted."""
+    sizes: dict[Path, int] = {}
+    now = time.time()
+    with suppress(FileNotFoundError):
+        for path in folder.iterdir():
+            with suppress(FileNotFoundError):
+                known = path.stat()
+                if path.suffix != ".lock" and not (path.suffix == ".tmp" and known.st_mtime > now - _ABANDONED):
+                    sizes[path] = known.st_size
     return sizes
 
 

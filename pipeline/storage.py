@@ -169,15 +169,18 @@ def write(uri: str, data: bytes | memoryview) -> None:
             fs.pipe_file(path, bytes(data))
 
 
+class DeletedError(UserError):
+    """What was being written is gone, or its folder: somebody deleted it."""
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Callable[[int, Any], None]]:
     """The same for a file of this machine that is never in memory whole: yields what puts bytes at an offset of it.
 
-    Nothing is there until all went well.
+    Nothing is there until all went well. DeletedError if its folder is not there, or not any more.
     """
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
-    with _explained_write(str(path)):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _explained_write(str(path)), _deleted(path):
         file = os.open(temporary, os.O_CREAT | os.O_WRONLY)
 
     def put(offset: int, data: Any) -> None:
@@ -192,11 +195,19 @@ def replacing(path: Path) -> Iterator[Callable[[int, Any], None]]:
             yield put
         finally:
             os.close(file)
-        with _explained_write(str(path)):
+        with _explained_write(str(path)), _deleted(path):
             temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def _deleted(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DeletedError(f"{str(path)!r} was deleted while it was written: run the same command again") from error
 
 
 def create(uri: str, data: bytes | memoryview) -> bool:

@@ -1,6 +1,7 @@
 """A folder of files that many processes fill and use: bounded, never half written, never in anybody's way."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -212,6 +213,29 @@ def test_files_that_vanish_meanwhile_are_no_trouble(cache: DiskCache, monkeypatc
     monkeypatch.setattr(disk_cache, "_sizes", outdated)
     assert cache.fill("c", *content(bytes(50)))
     assert "c" in names(cache)
+
+
+@pytest.mark.parametrize("what", ["folder", "contents", "folder that is there again"])
+def test_what_is_deleted_while_it_is_made_is_made_again(tmp_path: Path, what: str) -> None:
+    cache = DiskCache.at(str(tmp_path), 100)
+
+    def vanish(put: Callable[[int, bytes], None]) -> None:
+        put(0, b"half of it")
+        for path in cache.folder.iterdir():
+            path.unlink()
+        if what != "contents":
+            cache.folder.rmdir()
+        if what == "folder that is there again":
+            cache.folder.mkdir(mode=0o700)
+
+    assert cache.fill("name", 9, vanish) is False
+    assert cache.find("name") is None
+    assert cache.fill("name", *content(b"whole"))
+    found = cache.find("name")
+    assert found is not None and found.read_bytes() == b"whole"
+    shutil.rmtree(cache.folder)
+    assert cache.find("name") is None and cache.fill("name", *content(b"whole"))
+    assert cache.folder.stat().st_mode & 0o077 == 0
 
 
 def test_by_default_it_is_this_users_own_folder_and_half_of_what_there_is(
