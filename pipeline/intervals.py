@@ -41,14 +41,15 @@ def spearman(x: NDArray[np.floating], y: NDArray[np.floating]) -> tuple[float, I
     return rho, (math.tanh(centre - half), math.tanh(centre + half))
 
 
-def predicted(correct: int, total: int, unseen: int) -> Interval:
+def predicted(correct: int, total: int, unseen: int) -> tuple[int, int]:
     """The 95% interval of how many of `unseen` rows are like the `correct` of `total` seen rows; total > 0.
 
     Both are random samples of one population: the variance p (1 - p) / total of the rate and the p (1 - p) / unseen of
-    the unseen rows' own share add up, which is Wilson's interval of as few rows as have this variance together.
+    the unseen rows' own share add up, which is Wilson's interval of as few rows as have this variance together. Both
+    ends are whole numbers within 0..unseen, outwards of it: of few rows, what lies between two of them is never met.
     """
     if not unseen:
-        return 0.0, 0.0
+        return 0, 0
     rows = total * unseen / (total + unseen)
     low, high = wilson(correct / total * rows, rows)
-    return low * unseen, high * unseen
+    return math.floor(low * unseen), math.ceil(high * unseen)

@@ -36,7 +36,7 @@ def test_trust_is_said_with_its_numbers(capsys: Out) -> None:
     assert capsys.readouterr().out.splitlines() == [
         "Verdict: label more; 583 of 800 held-out pseudo-labels are right, so 70% to 76% of all (95%), less than the "
         "80% that trust asks for",
-        "Wrong pseudo-labels: 12,694 (11,319 to 14,173) of 46,800 expected; twice the labels: 76% right or more, by a "
+        "Wrong pseudo-labels: 12,694 (11,318 to 14,173) of 46,800 expected; twice the labels: 76% right or more, by a "
         "probe",
     ]
 
@@ -64,7 +64,7 @@ def test_without_a_held_out_label_that_is_what_is_said(capsys: Out) -> None:
 
 def test_a_coreset_is_said_with_its_size_and_its_whole_bill(capsys: Out) -> None:
     facts = {"budget": 15_000, "num_samples": 50_000, "annotation_bill": 17_830}
-    wrong = {"expected": 2811.6, "interval": [2203.4, 3517.7]}
+    wrong = {"expected": 2811.6, "interval": [2203, 3518]}
     known, unknown = ({"name": name, "wrong": number, **facts} for name, number in (("cutoff", wrong), ("beta", None)))
     show([artifact("select", known), artifact("select", unknown)])
     title, header, *rows = capsys.readouterr().out.splitlines()

@@ -59,4 +59,19 @@ def test_the_predicted_number_is_held_in_19_of_20_cases(total: int, unseen: int)
     pairs = rng.binomial([total, unseen], 0.3, size=(1000, 2))
     hits = [low <= there <= high for here, there in pairs for low, high in [predicted(here, total, unseen)]]
     assert 0.92 < np.mean(hits) < 0.98
+
+
+@pytest.mark.parametrize("total", [5, 50])
+@pytest.mark.parametrize("unseen", [1, 2, 3, 5, 10])
+@pytest.mark.parametrize("rate", [0.1, 0.3, 0.5])
+def test_the_predicted_number_of_few_rows_is_held_no_less(total: int, unseen: int, rate: float) -> None:
+    rng = np.random.default_rng(0)
+    pairs = rng.binomial([total, unseen], rate, size=(2000, 2)).tolist()
+    ends = [predicted(here, total, unseen) for here, _ in pairs]
+    assert np.mean([low <= there <= high for (_, there), (low, high) in zip(pairs, ends, strict=True)]) > 0.93
+    assert all(type(end) is int and 0 <= end <= unseen for pair in ends for end in pair)
+
+
+def test_none_of_no_rows_is_predicted_and_all_of_them_may_be() -> None:
     assert predicted(3, 10, 0) == (0, 0)
+    assert predicted(0, 10, 4)[0] == 0 and predicted(10, 10, 4)[1] == 4
