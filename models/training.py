@@ -91,8 +91,13 @@ def mean_cross_entropy(
 @contextlib.contextmanager
 def reproducible() -> Iterator[None]:
     """Convolutions on a GPU choose algorithms whose sums have a fixed order."""
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+    cudnn = torch.backends.cudnn  # whose own context manager would set TF32 too, which is the user's
+    before = cudnn.benchmark, cudnn.deterministic
+    cudnn.benchmark, cudnn.deterministic = False, True
+    try:
         yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before
 
 
 def dump(state: dict[str, Any]) -> bytes:

@@ -1,5 +1,8 @@
 """The pieces that both loops share."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -52,6 +55,28 @@ def test_a_rank_of_padding_alone_has_loss_and_gradient_zero():
     loss = training.mean_cross_entropy(logits, torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.bool), 5)
     loss.backward()
     assert loss == 0 and (logits.grad == 0).all()
+
+
+PRECISE = """
+import torch
+from models.training import reproducible
+cudnn = torch.backends.cudnn
+torch.backends.fp32_precision = "ieee"
+for benchmark, deterministic in ((True, False), (False, True)):
+    cudnn.benchmark, cudnn.deterministic = benchmark, deterministic
+    try:
+        with reproducible():
+            print(cudnn.benchmark, cudnn.deterministic, torch.backends.fp32_precision, cudnn.fp32_precision)
+            raise KeyError
+    except KeyError:
+        print(cudnn.benchmark, cudnn.deterministic, torch.backends.fp32_precision, cudnn.fp32_precision)
+"""
+
+
+def test_sums_in_a_fixed_order_are_no_matter_of_their_precision():
+    done = subprocess.run([sys.executable, "-c", PRECISE], capture_output=True, text=True)  # settings of a process
+    inside = "False True ieee ieee"
+    assert done.stdout.splitlines() == [inside, "True False ieee ieee", inside, inside], done.stderr
 
 
 def test_predictions_do_not_depend_on_the_rows_around_them():
