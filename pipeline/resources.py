@@ -56,7 +56,12 @@ class Resources(BaseModel):
         default=2, description="processes of a training, and final trainings at a time: a number, or {min: 2, max: 16}"
     )
     cpus_per_worker: int = Field(default=1, ge=1, description="cores and torch threads of each")
-    gpus_per_worker: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="of each; 0 trains on the CPU")
+    gpus_per_worker: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="of each; 0 trains on the CPU; a part of one is for a worker alone",
+    )
     tasks: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="at a time where shards are read, decoded or written; null: as many as cores"
     )
@@ -94,3 +99,12 @@ class Resources(BaseModel):
         if gpus > 1 and gpus != int(gpus):
             raise ValueError("more than one GPU must be a whole number")
         return gpus
+
+    @model_validator(mode="after")
+    def _has_a_gpu_for_each(self) -> Self:
+        if 0 < self.gpus_per_worker < 1 < self.max_workers:
+            raise ValueError(
+                f"gpus_per_worker={self.gpus_per_worker:g} puts several of {self.max_workers} workers on one GPU, "
+                "where NCCL refuses to train: set gpus_per_worker to 0, 1 or more, or num_workers to 1"
+            )
+        return self

@@ -84,7 +84,7 @@ def test_images_are_asked_for_by_the_stages_that_look_at_them(recipe: str) -> No
     ("override", "expected"),
     [
         ("root=elsewhere", set()),
-        ("resources={num_workers: 4, cpus_per_worker: 2, gpus_per_worker: 0.5, tasks: 3, max_failures: 9}", set()),
+        ("resources={num_workers: 4, cpus_per_worker: 2, gpus_per_worker: 1, tasks: 3, max_failures: 9}", set()),
         ("resources={images: stream}", set()),
         ("resources={images: cache, cache_dir: /elsewhere, cache_gb: 7}", set()),
         ("data.image_size=16", ALL),

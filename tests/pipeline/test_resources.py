@@ -39,9 +39,13 @@ def test_the_number_of_workers_may_be_a_range() -> None:
     assert (Resources(num_workers=4).min_workers, Resources(num_workers=4).max_workers) == (4, 4)
 
 
-def test_workers_may_share_a_gpu() -> None:
-    assert Resources.model_validate_json('{"gpus_per_worker": 0.5}').gpus_per_worker == 0.5
-    assert Resources.model_validate_json('{"gpus_per_worker": 1}').gpus_per_worker == 1
+def test_a_worker_may_share_its_gpu_with_other_runs_and_not_with_its_group() -> None:
+    assert Resources.model_validate_json('{"num_workers": 1, "gpus_per_worker": 0.5}').gpus_per_worker == 0.5
+    assert Resources.model_validate_json('{"num_workers": 4, "gpus_per_worker": 1}').gpus_per_worker == 1
+    refused = r"gpus_per_worker=0\.5 puts several of 4 workers on one GPU, .*: set gpus_per_worker to 0, 1 or more"
+    for num_workers in ("4", '{"min": 1, "max": 4}'):
+        with pytest.raises(ValidationError, match=refused):
+            Resources.model_validate_json(f'{{"num_workers": {num_workers}, "gpus_per_worker": 0.5}}')
 
 
 def test_unless_it_is_said_nothing_needs_a_gpu_and_every_core_may_read_shards() -> None:
