@@ -113,7 +113,7 @@ def _loop(worker: Worker, encode: Artifact, neighbours: Artifact, config: Cluste
     first = last.facts["epoch"] + 1 if last else 0
     worker.tick(first * num_samples)
     for epoch in range(first, training.epochs):
-        tell = partial(_tell, worker, epoch * num_samples, num_samples / steps)
+        tell = partial(worker.tick_steps, epoch * num_samples, num_samples / steps)
         losses = trainer.train_epoch(epoch, _pairs(vectors, near, epoch, steps, config.seed, worker), tell)
         if not all(map(math.isfinite, losses)):
             raise UserError(f"cluster diverged in epoch {epoch}: lower cluster.lr {training.lr:g}")
@@ -158,7 +158,3 @@ def _pairs(
 def _draw(seed: int, epoch: int, ids: Ids, k: int) -> Ids:
     places: Ids = np.floor(counter.uniform(seed, "cluster-neighbour", epoch, ids) * k).astype(np.int64)
     return places
-
-
-def _tell(worker: Worker, before: int, rows_per_step: float, steps: int) -> None:
-    worker.tick(before + round(steps * rows_per_step))

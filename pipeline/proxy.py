@@ -121,7 +121,7 @@ def _loop(
     with closing(images.steps(plan.epochs(first))) as opened:
         batches = worker.meter.watch(as_batches(opened, labels), lambda batch: len(batch.sample_ids))
         for epoch in range(first, training.epochs):
-            tell = partial(_tell, worker, epoch * num_samples, num_samples / steps)
+            tell = partial(worker.tick_steps, epoch * num_samples, num_samples / steps)
             metrics = trainer.train_epoch(epoch, islice(batches, steps), observe=observe, on_step=tell)
             parts, true_parts = zip(*worker.gather((writer.flush(epoch), held.flush(epoch))), strict=True)
             if worker.rank == 0:
@@ -136,7 +136,3 @@ def _loop(
                     },
                 )
                 worker.meter.commit(epoch + 1, metrics["loss"])
-
-
-def _tell(worker: Worker, before: int, rows_per_step: float, steps: int) -> None:
-    worker.tick(before + round(steps * rows_per_step))

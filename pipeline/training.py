@@ -60,6 +60,10 @@ class Worker:
     tick: Callable[[int], None]
     meter: Meter
 
+    def tick_steps(self, before: int, rows_per_step: float, steps: int) -> None:
+        """Tell the driver of so many steps of an epoch, before which so many rows were done."""
+        self.tick(before + round(steps * rows_per_step))
+
     def agree(self, value: Any) -> Any:
         """Rank 0's value, on every rank: for what each would otherwise read for itself at another moment."""
         import torch.distributed as dist

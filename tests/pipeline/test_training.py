@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,11 @@ def test_a_stage_has_one_place_among_the_reservations_of_a_cluster(tmp_path: Pat
     jobs = [_Job(break_down, {}, uri, None, 1, use_gpu=False) for uri in uris]
     ids = [_trainer(job, Resources(), str(tmp_path)).train_run_context.run_id for job in jobs]
     assert ids[0] == ids[1] != ids[2]
+
+
+def test_steps_are_told_as_rows(lone_worker: Worker) -> None:
+    told: list[int] = []
+    worker = replace(lone_worker, tick=told.append)
+    for step in range(4):
+        worker.tick_steps(100, 100 / 3, step)
+    assert told == [100, 133, 167, 200]
