@@ -40,13 +40,13 @@ def count_reasons(table: pa.Table) -> dict[str, int]:
 def admit(table: pa.Table, num_samples: int, num_shards: int, limit: float, out: Output) -> None:
     """Write the table; DataError, which names it, if more than the fraction `limit` is in it or nothing is left.
 
-    The fraction is of samples, or of shards where whole ones cannot be read: how much was in them is not known.
+    The fraction is of samples, or of shards where some cannot be read to their end: how much was in them is not known.
     """
     part = write_table_part(out.uri, "quarantine", table)
     out.add(part)
-    whole = table.filter(pc.equal(table["row"], tar.WHOLE))
-    samples = table.num_rows - whole.num_rows
-    shards = pc.sum(pc.not_equal(whole["reason"], "empty shard")).as_py() or 0
+    of_shards = table.filter(pc.or_(pc.equal(table["row"], tar.WHOLE), pc.equal(table["reason"], tar.TRUNCATED)))
+    samples = table.num_rows - of_shards.num_rows
+    shards = pc.sum(pc.not_equal(of_shards["reason"], "empty shard")).as_py() or 0
     fraction = max(samples / max(num_samples + samples, 1), shards / num_shards)
     if fraction <= limit and num_samples:
         return

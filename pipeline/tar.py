@@ -19,6 +19,9 @@ END = bytes(2 * BLOCK)
 WHOLE = -1
 """The row of what concerns an archive as a whole."""
 
+TRUNCATED = "truncated shard"
+"""The defect of the sample in which an archive breaks off; how many would follow is not known."""
+
 _NOT_ZERO = re.compile(rb"[^\0]")
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)")
 # Line breaks would tear a list of keys apart; surrogates are bytes of a name that is not UTF-8.
@@ -60,7 +63,7 @@ def scan(data: bytes) -> list[Sample]:
     """The samples of an archive, in order; NotATarError if it is none.
 
     An archive is whole only if its end marker follows the last member. Where it does not, the last sample may lack
-    members and is marked as a "truncated shard"; those before it are complete. Bytes after the end marker, as of
+    members and is marked as TRUNCATED; those before it are complete. Bytes after the end marker, as of
     `cat a.tar b.tar`, are what tar never reads: they come last, as a defect of the row WHOLE.
     """
     if data[:2] == b"\x1f\x8b":
@@ -77,7 +80,8 @@ def scan(data: bytes) -> list[Sample]:
     if damage and not samples:
         raise NotATarError(damage)
     if damage:
-        samples[-1] = replace(samples[-1], defect="truncated shard", detail=f"{damage}, at byte {end} of {len(data)}")
+        place = f"at byte {min(end, len(data))} of {len(data)}"
+        samples[-1] = replace(samples[-1], defect=TRUNCATED, detail=f"{damage}, {place}")
     elif more := _NOT_ZERO.search(data, end):
         detail = f"at byte {more.start()} of {len(data)}: two archives in one file?"
         samples.append(Sample(WHOLE, "", (), end, len(data) - end, "data after the end marker", detail))

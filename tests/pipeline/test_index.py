@@ -193,6 +193,16 @@ def test_the_limit_is_inclusive_and_counts_whole_shards(ray_local, tmp_path):
         run_index(tmp_path / "run2", pattern, quarantine_limit=0.2)
 
 
+def test_what_a_truncated_shard_lost_is_not_known_so_it_counts_as_a_shard(ray_local, tmp_path):
+    pattern, path = write_dataset(tmp_path / "data", num_shards=4), tmp_path / "data/train-000001.tar"
+    path.write_bytes(path.read_bytes()[:5000])
+    artifact = run_index(tmp_path / "run", pattern, quarantine_limit=0.25)
+    assert artifact.metrics["num_samples"] == 14, "those before the break are used"
+    assert quarantined(artifact) == [(path.name, 2, "s006", "truncated shard")]
+    with pytest.raises(DataError, match=r"25\.00%.*\(1 truncated shard\).*; first s006 in .*, at byte 5000 of 5000\)"):
+        run_index(tmp_path / "run2", pattern, quarantine_limit=0.24)
+
+
 def test_labels_from_json(ray_local, tmp_path):
     samples = [("a", {"png": image(), "json": b'{"y": "dog"}'}), ("b", {"png": image(), "json": b"{}", "cls": b"1"})]
     write_shard(tmp_path / "a.tar", samples)

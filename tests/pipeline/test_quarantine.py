@@ -56,6 +56,14 @@ def test_a_shard_that_cannot_be_read_counts_among_the_shards(tmp_path: Path) -> 
     assert not passes(tmp_path, table(bad_shards=1), num_samples=10**6, num_shards=4, limit=0.24)
 
 
+def test_a_truncated_shard_counts_among_the_shards_whatever_sample_it_breaks_off_in(tmp_path: Path) -> None:
+    rows = [entry(f"a{n}.tar", 1250, "cat", tar.TRUNCATED, "at byte 9") for n in range(2)]
+    bad = pa.concat_tables([table(bad_shards=1), pa.Table.from_pylist(rows, SCHEMA)])
+    assert passes(tmp_path, bad, num_samples=2500, num_shards=4, limit=0.75)
+    assert not passes(tmp_path, bad, num_samples=10**6, num_shards=4, limit=0.74)
+    assert passes(tmp_path, bad.slice(1), num_samples=1, num_shards=100, limit=0.02), "they are not samples as well"
+
+
 def test_samples_and_shards_are_not_added_up_the_worse_counts(tmp_path: Path) -> None:
     assert passes(tmp_path, table(bad_samples=1, bad_shards=1), num_samples=3, num_shards=4, limit=0.25)
     assert not passes(tmp_path, table(bad_samples=2, bad_shards=1), num_samples=3, num_shards=4, limit=0.25)
