@@ -165,7 +165,7 @@ def scan(uri: str, data: bytes) -> tuple[list[tar.Sample], list[dict[str, Any]]]
     try:
         samples = tar.scan(data)
     except tar.NotATarError as error:
-        return [], [quarantine.entry(uri, tar.WHOLE, "", "not a tar", str(error))]
+        return [], [quarantine.entry(uri, tar.WHOLE, "", "not a tar" if data else "no bytes", str(error))]
     sidecar.check(uri, samples)
     return samples, [] if samples else [quarantine.entry(uri, tar.WHOLE, "", "empty shard", "")]
 

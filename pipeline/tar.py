@@ -66,6 +66,8 @@ def scan(data: bytes) -> list[Sample]:
     members and is marked as TRUNCATED; those before it are complete. Bytes after the end marker, as of
     `cat a.tar b.tar`, are what tar never reads: they come last, as a defect of the row WHOLE.
     """
+    if not data:
+        raise NotATarError("the file is empty, which no archive is, not even one without members: did a copy fail?")
     if data[:2] == b"\x1f\x8b":
         raise NotATarError("it is compressed with gzip; shards must be plain tar files")
     samples: list[Sample] = []
@@ -75,7 +77,7 @@ def scan(data: bytes) -> list[Sample]:
             _append(samples, info, start, end)
     except tarfile.ReadError as error:
         damage = str(error)
-    if not damage and data and data[end : end + BLOCK] != bytes(BLOCK):
+    if not damage and data[end : end + BLOCK] != bytes(BLOCK):
         damage = "no end marker follows the last member"
     if damage and not samples:
         raise NotATarError(damage)
@@ -90,8 +92,6 @@ def scan(data: bytes) -> list[Sample]:
 
 def _members(data: bytes) -> Iterator[tuple[tarfile.TarInfo, int, int]]:
     """Every entry with the span of its headers, payload and padding; tarfile.ReadError where the archive breaks off."""
-    if not data:
-        return
     end = 0
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:", encoding="utf-8", errors="surrogateescape") as archive:
         while (info := _next(archive)) is not None:

@@ -193,6 +193,15 @@ def test_the_limit_is_inclusive_and_counts_whole_shards(ray_local, tmp_path):
         run_index(tmp_path / "run2", pattern, quarantine_limit=0.2)
 
 
+def test_a_shard_of_zero_bytes_is_a_failed_copy_and_one_without_a_sample_is_harmless(ray_local, tmp_path):
+    pattern = write_dataset(tmp_path / "data", num_shards=4)
+    write_shard(tmp_path / "data/train-000002.tar", [])
+    assert run_index(tmp_path / "run", pattern, quarantine_limit=0.0).metrics["quarantined"] == {"empty shard": 1}
+    (tmp_path / "data/train-000001.tar").write_bytes(b"")
+    with pytest.raises(DataError, match=r"25\.00%.*\(1 empty shard, 1 no bytes\)"):
+        run_index(tmp_path / "run2", pattern, quarantine_limit=0.24)
+
+
 def test_what_a_truncated_shard_lost_is_not_known_so_it_counts_as_a_shard(ray_local, tmp_path):
     pattern, path = write_dataset(tmp_path / "data", num_shards=4), tmp_path / "data/train-000001.tar"
     path.write_bytes(path.read_bytes()[:5000])

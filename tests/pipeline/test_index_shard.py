@@ -62,7 +62,9 @@ def test_a_key_that_was_seen_is_a_duplicate() -> None:
     assert caught.value.reason == "duplicate key"
 
 
-@pytest.mark.parametrize(("data", "reason"), [(b"no tar" * 200, "not a tar"), (tar.END, "empty shard")])
+@pytest.mark.parametrize(
+    ("data", "reason"), [(b"no tar" * 200, "not a tar"), (b"", "no bytes"), (tar.END, "empty shard")]
+)
 def test_what_holds_no_sample_is_one_entry_about_the_whole(tmp_path: Path, data: bytes, reason: str) -> None:
     samples, bad = scan(str(tmp_path / "x.tar"), data)
     assert samples == [] and [entry["reason"] for entry in bad] == [reason]
