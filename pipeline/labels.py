@@ -71,12 +71,14 @@ def load_label_table(uri: str, classes: Sequence[str] = ()) -> pa.Table:
             raise UserError(
                 f"{uri!r} has no column {name!r} but {', '.join(table.column_names)}: it needs key and label"
             )
-        if table[name].null_count:
-            raise UserError(f"{uri!r} has an empty {name} in {table[name].null_count} rows: leave those rows out")
     try:
         keys, values = (_text(table[name]) for name in ("key", "label"))
     except pa.ArrowException as error:
         raise UserError(f"{uri!r}: key and label must be text or numbers: {error}") from error
+    for name, cells in (("key", keys), ("label", values)):
+        # An empty cell is null in Parquet, and text of no length in CSV.
+        if empty := cells.null_count + (pc.sum(pc.equal(cells, "")).as_py() or 0):
+            raise UserError(f"{uri!r} has an empty {name} in {empty} rows: leave those rows out")
     encoded = values.dictionary_encode()
     try:
         numbers = pa.array([parse_label(value, classes) for value in encoded.dictionary.to_pylist()], pa.int64())

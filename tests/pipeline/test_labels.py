@@ -61,6 +61,12 @@ def test_class_names_in_a_table(tmp_path):
     assert read_label_table(str(path), PETS) == {"a": 1, "b": 0}
 
 
+def test_words_that_other_tools_take_for_an_empty_cell_are_text(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("key,label\nNaN,NA\nnull,null\n")
+    assert read_label_table(str(path), ("null", "NA")) == {"NaN": 1, "null": 0}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -68,7 +74,8 @@ def test_class_names_in_a_table(tmp_path):
         ("id,label\na,1\n", "has no column 'key'"),
         ("key,label\na,1\na,2\n", "gives the key 'a' the labels 1 and 2"),
         ("key,label\na,cat\n", "label 'cat' is not an integer"),
-        ("key,label\na,\n", "label '' is not an integer"),
+        ("key,label\na,\nb,1\nc,\n", "has an empty label in 2 rows: leave those rows out"),
+        ('key,label\na,1\n"",1\n', "has an empty key in 1 rows"),
         ("", "cannot be read as csv"),
         ("key,label\na,1,2\n", "cannot be read as csv"),
     ],
@@ -80,9 +87,10 @@ def test_mistakes_in_a_csv(tmp_path, text, message):
         read_label_table(str(path))
 
 
-def test_empty_cells_of_parquet(tmp_path):
+@pytest.mark.parametrize("labels", [[1, None], ["1", None], ["1", ""]])
+def test_empty_cells_of_parquet(tmp_path, labels):
     path = str(tmp_path / "labels.parquet")
-    pq.write_table(pa.table({"key": ["a", "b"], "label": [1, None]}), path)
+    pq.write_table(pa.table({"key": ["a", "b"], "label": labels}), path)
     with pytest.raises(UserError, match="empty label in 1 rows"):
         read_label_table(path)
 
