@@ -1,4 +1,4 @@
-"""What a run shows when it ends: the accuracy table, the coresets and where the report is."""
+"""What a run shows when it ends: what it left out, the accuracy table, the coresets and where the report is."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +13,11 @@ from pipeline.verdict import of_classes
 
 def show(artifacts: Sequence[Artifact]) -> None:
     """Print what the artifacts have to tell; stages that did not run are left out."""
+    for artifact in artifacts:
+        if artifact.manifest["stage"] == "index":
+            _show_index(artifact)
+        elif artifact.manifest["stage"] == "split":
+            _show_split(artifact)
     for artifact in artifacts:
         if artifact.manifest["stage"] == "trust":
             _show_trust(artifact)
@@ -38,6 +43,28 @@ def show(artifacts: Sequence[Artifact]) -> None:
     for artifact in artifacts:
         if artifact.manifest["stage"] == "report":
             typer.echo(f"Report:  {storage.join(artifact.uri, 'report.html')}")
+
+
+def _show_index(artifact: Artifact) -> None:
+    metrics = artifact.metrics
+    if metrics["num_quarantined"]:
+        what = "test images" if artifact.manifest["title"] == "index test" else "pool"
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in metrics["quarantined"].items())
+        places = ", ".join(storage.join(artifact.uri, part.name) for part in artifact.parts("quarantine"))
+        typer.echo(
+            f"Left out of the {what} ({metrics['num_samples']:,} samples without them): {reasons}; all in {places}"
+        )
+    _show_unmatched("data.labels", metrics["labels_unmatched"], metrics["num_labelled_rows"])
+
+
+def _show_split(artifact: Artifact) -> None:
+    if "annotations_unmatched" in artifact.metrics:
+        _show_unmatched("split.labels", artifact.metrics["annotations_unmatched"], artifact.metrics["num_annotated"])
+
+
+def _show_unmatched(field: str, unmatched: int, matched: int) -> None:
+    if unmatched:
+        typer.echo(f"Keys of {field} that name no sample of the pool: {unmatched:,} of {unmatched + matched:,}")
 
 
 def _show_trust(artifact: Artifact) -> None:

@@ -63,6 +63,7 @@ def gather(inputs: Inputs, title: str, examples: int) -> dict[str, Any]:
             "num_quarantined": inputs["index"].metrics["num_quarantined"],
             "reasons": inputs["index"].metrics["quarantined"],
             "quarantine": tables.head(inputs["index"], "quarantine", QUARANTINE_ROWS),
+            "unmatched": _unmatched(inputs["index"].metrics, split),
         },
         "costs": compare_costs(inputs),
         **_provenance(inputs),
@@ -74,6 +75,18 @@ def _class_names(index: Artifact, clusters: bool) -> list[str]:
     config = index.manifest["config"]["data"]
     numbers = [str(label) for label in range(config["num_classes"])]
     return [f"cluster {number}" for number in numbers] if clusters else list(config["classes"]) or numbers
+
+
+def _unmatched(index: Mapping[str, Any], split: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Tables of labels with keys of no sample: how many those are, and of how many."""
+    found = [("data.labels", index["labels_unmatched"], index["num_labelled_rows"])]
+    if "annotations_unmatched" in split:
+        found.append(("split.labels", split["annotations_unmatched"], split["num_annotated"]))
+    return [
+        {"table": table, "num_unmatched": unmatched, "num_keys": unmatched + matched}
+        for table, unmatched, matched in found
+        if unmatched
+    ]
 
 
 def _kept(select: Artifact, num_samples: int) -> NDArray[np.bool_]:

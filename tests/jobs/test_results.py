@@ -119,8 +119,38 @@ def test_places_come_last_the_report_at_the_very_end(capsys: Out) -> None:
     assert lines[-2:] == ["Coreset cutoff: run/export/key", "Report:  run/report/key/report.html"]
 
 
+def indexed(title: str = "index", unmatched: int = 0, **quarantined: int) -> Artifact:
+    metrics = {"num_samples": 1434, "num_labelled_rows": 1100, "labels_unmatched": unmatched}
+    reasons = {reason.replace("_", " "): count for reason, count in quarantined.items()}
+    found = artifact("index", metrics | {"num_quarantined": sum(reasons.values()), "quarantined": reasons}, title)
+    found.manifest["parts"] = [{"name": "quarantine-1f.parquet", "sha256": "", "bytes": 1, "rows": 3}]
+    return found
+
+
+def test_what_was_left_out_is_said_first_with_its_reasons_and_where_all_of_it_is(capsys: Out) -> None:
+    show([indexed(undecodable_image=1200, no_bytes=1), indexed("index test", no_image=1), trusted(1, 2)])
+    *first, trust, _ = capsys.readouterr().out.splitlines()
+    assert first == [
+        "Left out of the pool (1,434 samples without them): 1,200 undecodable image, 1 no bytes; all in "
+        "run/index/key/quarantine-1f.parquet",
+        "Left out of the test images (1,434 samples without them): 1 no image; all in "
+        "run/index/key/quarantine-1f.parquet",
+    ]
+    assert trust.startswith("Verdict: ")
+
+
+def test_keys_of_a_table_that_name_no_sample_are_counted(capsys: Out) -> None:
+    show([indexed(unmatched=2), artifact("split", {"num_annotated": 1030, "annotations_unmatched": 1})])
+    assert capsys.readouterr().out.splitlines() == [
+        "Keys of data.labels that name no sample of the pool: 2 of 1,102",
+        "Keys of split.labels that name no sample of the pool: 1 of 1,031",
+    ]
+    show([indexed(), artifact("split", {"num_annotated": 30, "annotations_unmatched": 0})])
+    assert capsys.readouterr() == ("", "")
+
+
 def test_stages_without_a_result_for_people_are_silent(capsys: Out) -> None:
-    show([artifact(stage) for stage in ("index", "split", "ssl", "proxy", "score")])
+    show([indexed(), *(artifact(stage) for stage in ("split", "ssl", "proxy", "score"))])
     assert capsys.readouterr() == ("", "")
 
 

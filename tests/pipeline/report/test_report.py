@@ -224,6 +224,11 @@ def chosen_here(inputs: Inputs) -> Inputs:
     return inputs | chosen
 
 
+def unmatched(inputs: Inputs) -> Inputs:
+    index = changed(inputs["index"], labels_unmatched=2, num_labelled_rows=1434)
+    return inputs | {"index": index, "split": changed(inputs["split"], annotations_unmatched=1, num_annotated=9)}
+
+
 def one_seed(inputs: Inputs) -> Inputs:
     rows = [{**row, "std": 0.0, "seeds": 1} for row in inputs["evaluate"].metrics["rows"]]
     return inputs | {"evaluate": changed(inputs["evaluate"], rows=rows)}
@@ -264,6 +269,11 @@ def without_a_score(inputs: Inputs) -> Inputs:
         (folds, "a probe needs the features of one network"),
         (folds, "A held-out image counts where the same cut would keep it in the pool of its fold"),
         (folds, "of it by the 2 stages of the 5 folds, which have the settings of the others"),
+        (
+            unmatched,
+            "undecodable image 1. 2 of 1,436 keys of data.labels name no sample of the pool. "
+            "1 of 10 keys of split.labels names no sample of the pool.",
+        ),
         (one_seed, "One seed only, so no verdict"),
         (without_a_score, "This selector uses no score."),
     ],
