@@ -4,8 +4,10 @@ Importing this costs no more than numpy, so that --help can describe the methods
 """
 
 import io
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
@@ -57,6 +59,7 @@ def score_store(
     from pipeline.dynamics_store import DynamicsStore
     from pipeline.reduce import Reduction, lacking, reduce_all
 
+    _refuse_input(out, dynamics)
     options = {}
     for request in asked:
         name, _, settings = request.partition(":")
@@ -109,6 +112,8 @@ def select_from_files(
         raise UserError(
             f"{out!r} is one file for {len(files)} keep fractions: write {{keep}} where theirs should stand"
         )
+    for file in files:
+        _refuse_input(file, scores)
     built = [build(selector, keep, chosen) for keep in keep_fractions]
     pool = open_scores(scores, built[0].columns)
     budgets = [budget(keep, pool.num_samples) for keep in keep_fractions]
@@ -122,6 +127,27 @@ def select_from_files(
             assert len(ids) == size, "a selector keeps its exact budget"
             _write(file, pa.table({"sample_id": ids}))
     return [(file, size, pool.num_samples) for file, size in zip(files, budgets, strict=True)]
+
+
+def _refuse_input(out: str, source: str) -> None:
+    """UserError if writing `out` would replace what is read, or put a file among it."""
+    for read in _places(source):
+        for written in _places(out):
+            if written == read:
+                raise UserError(f"{out!r} is what is read: name another file to write")
+            if written[: len(read)] == read:
+                raise UserError(f"{out!r} lies in {source!r}, which is read: name a file outside of it to write")
+
+
+def _places(uri: str) -> list[tuple[str, ...]]:
+    """Where an object is, in parts: for a link both its own place and that of what it points to."""
+    from pipeline import storage
+
+    fs, path = storage.resolve(uri)
+    paths = [path]
+    if storage.is_local(uri):
+        paths = [os.path.realpath(path), str(Path(os.path.realpath(Path(path).parent), Path(path).name))]
+    return [(type(fs).__name__, *path.rstrip("/").split("/")) for path in paths]
 
 
 def _write(uri: str, table: "pa.Table") -> None:

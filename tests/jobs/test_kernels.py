@@ -138,6 +138,36 @@ def test_of_more_scores_than_are_held_at_once_the_same_is_kept(tmp_path: Path, m
     assert (tmp_path / "coreset.parquet").read_bytes() == together
 
 
+@pytest.mark.parametrize("out", ["scores.parquet", "link.parquet", "folder/../scores.parquet", "scores-{keep}.parquet"])
+def test_what_is_read_is_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str, out: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    source = "scores-0.5.parquet" if "{keep}" in out else "scores.parquet"
+    pq.write_table(pa.table(WHOLE), source)
+    (tmp_path / "link.parquet").symlink_to("scores.parquet")
+    for scores in (source, f"file://{tmp_path}/{source}"):
+        with pytest.raises(UserError, match="is what is read: name another file to write"):
+            select_from_files(scores, "top_k", [0.5], 0, [], out, stage)
+    with pytest.raises(UserError, match=r" lies in '\.', which is read: name a file outside of it"):
+        select_from_files(".", "top_k", [0.5], 0, [], out, stage)
+    assert pq.read_table(source).to_pydict() == WHOLE and (tmp_path / "link.parquet").is_symlink()
+
+
+def test_nothing_is_written_into_a_store(store: str, tmp_path: Path) -> None:
+    epoch = Path(store) / "epoch-00000.json"
+    before = epoch.read_bytes()
+    (tmp_path / "link").symlink_to(store)
+    for out in (str(epoch), f"{tmp_path}/link/epoch-00000.json", f"{store}/new/scores.parquet"):
+        with pytest.raises(UserError, match=r"lies in .*dynamics', which is read: name a file outside of it to write"):
+            score_store(store, out, ["aum"], stage)
+    assert epoch.read_bytes() == before and not (Path(store) / "new").exists()
+    score_store(store, f"{store}-scores.parquet", ["aum"], stage)
+    with pytest.raises(UserError, match="'s3://a/dynamics/x' lies in 's3://a/dynamics/', which is read"):
+        score_store("s3://a/dynamics/", "s3://a/dynamics/x", ["aum"], stage)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
