@@ -1,12 +1,15 @@
 """Components that register themselves by being a file in a package: scores, selectors."""
 
+import contextlib
 import importlib
+import importlib.util
+import inspect
 import json
 import pkgutil
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from types import ModuleType
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -48,6 +51,34 @@ class Entry:
 
 
 C = TypeVar("C", bound=Component)
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def plug_in(kind: str, module: str) -> Iterator[ModuleType]:
+    """The module of a component's file; whatever is wrong with it, here or in the block, is a UserError that names it.
+
+    No ChoiceError: that would be told as a mistake in the recipe, which names nothing wrong.
+    """
+    try:
+        yield importlib.import_module(module)
+    except Exception as error:  # of code that anybody wrote
+        spec = importlib.util.find_spec(module)
+        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"the {kind} in {str(spec.origin if spec else module)!r} cannot be used: {' '.join(said.split())}; mend or "
+            "remove that file"
+        ) from error
+
+
+def only_class(module: ModuleType, base: type[T]) -> type[T]:
+    """The class of `base` that a file defines; UserError if it is not one."""
+    own = [value for value in vars(module).values() if getattr(value, "__module__", None) == module.__name__]
+    found = [value for value in own if isinstance(value, type) and issubclass(value, base)]
+    if len(found) != 1:
+        names = ", ".join(kind.__name__ for kind in found) or "none"
+        raise UserError(f"one class must derive from {base.__name__}, here {names}")
+    return found[0]
 
 
 class Registry(Generic[C]):
@@ -66,10 +97,17 @@ class Registry(Generic[C]):
     def _classes(self) -> dict[str, type[C]]:
         found = {}
         for name in sorted(module.name for module in pkgutil.iter_modules(self._path)):
-            module = importlib.import_module(f"{self._package}.{name}")
-            own = [value for value in vars(module).values() if getattr(value, "__module__", None) == module.__name__]
-            (found[name],) = [value for value in own if isinstance(value, type) and issubclass(value, self._base)]
+            with plug_in(self.kind, f"{self._package}.{name}") as module:
+                found[name] = only_class(module, self._base)
+                if lacking := self._lacking(found[name]):
+                    raise UserError(f"{found[name].__name__} lacks {', '.join(lacking)}")
         return found
+
+    def _lacking(self, component: type[C]) -> list[str]:
+        """What the base class declares and leaves to each of its own."""
+        declared = [name for kind in self._base.__mro__ for name in inspect.get_annotations(kind)]
+        abstract: frozenset[str] = getattr(component, "__abstractmethods__", frozenset())
+        return sorted({name for name in declared if not hasattr(component, name)} | abstract)
 
     def names(self) -> list[str]:
         """All names, sorted."""
@@ -85,17 +123,24 @@ class Registry(Generic[C]):
         """Every component as people are told of it."""
         found = []
         for name, component in self._classes.items():
-            what = (sys.modules[component.__module__].__doc__ or "").strip().splitlines()[0]
-            defaults = asdict(component.Options())
+            with plug_in(self.kind, component.__module__) as module:
+                if not (module.__doc__ or "").strip():
+                    raise UserError("it does not begin with a docstring, which --help shows")
+                what = (module.__doc__ or "").strip().splitlines()[0]
+                defaults = asdict(component.Options())
             options = ", ".join(f"{option}={_said(value)}" for option, value in defaults.items())
             meaning = " ".join((component.Options.__doc__ or "").split()) if defaults else ""
             found.append(Entry(name, what, options, meaning, component.source))
         return found
 
     def describe(self) -> str:
-        """Every component for --help, a paragraph each."""
+        """Every component for --help, a paragraph each; if one cannot be used, that."""
+        try:
+            entries = self.entries()
+        except UserError as error:
+            return str(error)
         lines = []
-        for entry in self.entries():
+        for entry in entries:
             options = f"Options: {entry.options}. " if entry.options else ""
             lines.append(f"{entry.name} - {entry.what} {options}Source: {entry.source}")
         return "\n\n".join(lines)

@@ -1,7 +1,6 @@
 """Image classifiers by name; a file in this package that defines `ARCHITECTURES` is found without editing a list."""
 
 import functools
-import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from pipeline.config import Config
+from pipeline.registry import plug_in
 
 
 class Backbone(nn.Module):
@@ -64,10 +64,11 @@ class Architecture:
 
 @functools.cache
 def architectures() -> dict[str, Architecture]:
-    """Every known network by name, from the files of this package."""
+    """Every known network by name, from the files of this package; UserError if one is broken."""
     found: dict[str, Architecture] = {}
-    for module in pkgutil.iter_modules(__path__):
-        found |= importlib.import_module(f"{__name__}.{module.name}").ARCHITECTURES
+    for file in pkgutil.iter_modules(__path__):
+        with plug_in("network", f"{__name__}.{file.name}") as module:
+            found |= module.ARCHITECTURES
     return dict(sorted(found.items()))
 
 

@@ -5,7 +5,6 @@ hands (`forward`). The training loop owns all else.
 """
 
 import functools
-import importlib
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch.nn import functional
 
 from models.ssl._step import Step, evened
 from pipeline.config import Config
+from pipeline.registry import only_class, plug_in
 
 __all__ = ["Algorithm", "Losses", "Step", "algorithms", "evened", "mean", "ramp", "sharpen"]
 
@@ -93,11 +93,10 @@ def ramp(step: Step, length: float) -> float:
 
 @functools.cache
 def algorithms() -> dict[str, type[Algorithm]]:
-    """Every algorithm by the name of its file; a leading underscore marks a file without one."""
+    """Every algorithm by the name of its file, _ before it marks one without; UserError if a file is broken."""
     found = {}
     for name in sorted(module.name for module in pkgutil.iter_modules(__path__)):
         if not name.startswith("_"):
-            module = importlib.import_module(f"{__name__}.{name}")
-            own = [value for value in vars(module).values() if getattr(value, "__module__", None) == module.__name__]
-            (found[name],) = [value for value in own if isinstance(value, type) and issubclass(value, Algorithm)]
+            with plug_in("algorithm", f"{__name__}.{name}") as module:
+                found[name] = only_class(module, Algorithm)
     return found

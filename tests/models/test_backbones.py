@@ -4,7 +4,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from models import backbones
 from models.backbones import ModelConfig, architectures
+from pipeline.errors import UserError
 
 SMALL = [name for name in architectures() if not name.startswith("torchvision")]
 PARAMETERS = {
@@ -55,3 +57,13 @@ def test_mistakes_name_the_value_and_the_choices():
         ModelConfig(name="torchvision_resnet18", width=32)
     with pytest.raises(ValidationError, match="depth"):
         ModelConfig(name="resnet9", depth=3)
+
+
+@pytest.mark.parametrize("text", ["def (", "import absent_package", "ARCHITECTURE = {}"])
+def test_a_broken_file_is_one_sentence(tmp_path, monkeypatch, text):
+    """Also where a default is made while a module is imported: no ValidationError, which a command line cannot tell."""
+    (tmp_path / "broken.py").write_text(text)
+    monkeypatch.setattr(backbones, "__path__", [*backbones.__path__, str(tmp_path)])
+    monkeypatch.setattr(backbones, "architectures", architectures.__wrapped__)
+    with pytest.raises(UserError, match=rf"^the network in '{tmp_path}/broken.py' cannot be used: .*; mend or remove"):
+        ModelConfig(name="resnet9")

@@ -1,5 +1,7 @@
 """A component is registered by being a file."""
 
+import importlib
+import sys
 from datetime import date
 from pathlib import Path
 
@@ -43,6 +45,8 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry[Score]
     package.mkdir()
     (package / "__init__.py").write_text("")
     (package / "margin.py").write_text(MARGIN)
+    for module in [name for name in sys.modules if name.startswith("extra_scores")]:
+        monkeypatch.delitem(sys.modules, module)
     monkeypatch.syspath_prepend(tmp_path)
     return Registry("score", Score, "extra_scores", [str(package)])  # type: ignore[type-abstract]
 
@@ -70,6 +74,36 @@ def test_what_is_no_json_value_is_no_option(registry: Registry[Score], value: ob
 
 def test_components_describe_themselves(registry: Registry[Score]) -> None:
     assert registry.describe() == "margin - A new score: the last margin. Options: scale=1.0, names=[]. Source: ours"
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("def (", "SyntaxError: invalid syntax (broken.py, line 1)"),
+        ("import absent_package", "ModuleNotFoundError: No module named 'absent_package'"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("raise ValueError('two\\nlines')", "ValueError: two lines"),
+        ("from pipeline.scores import Score", "one class must derive from Score, here none"),
+        (MARGIN + MARGIN.replace("Margin(", "Other("), "one class must derive from Score, here Margin, Other"),
+        (MARGIN.replace("reads", "read").replace("values", "value"), "Margin lacks reads, values"),
+    ],
+)
+def test_a_broken_file_is_one_sentence(registry: Registry[Score], tmp_path: Path, text: str, wrong: str) -> None:
+    file = tmp_path / "extra_scores" / "broken.py"
+    file.write_text(text)
+    importlib.invalidate_caches()
+    sentence = f"the score in '{file}' cannot be used: {wrong}; mend or remove that file"
+    for use in (registry.names, registry.entries, lambda: registry.get("margin")):
+        with pytest.raises(UserError) as caught:
+            use()
+        assert str(caught.value) == sentence
+    assert registry.describe() == sentence
+
+
+def test_what_is_not_described_is_said(registry: Registry[Score], tmp_path: Path) -> None:
+    (tmp_path / "extra_scores" / "margin.py").write_text(MARGIN.replace('"""A new score: the last margin."""', ""))
+    assert "margin.py' cannot be used: it does not begin with a docstring, which --help shows" in registry.describe()
+    assert registry.names() == ["margin"]
 
 
 def test_a_wrong_choice_is_both_kinds_of_error() -> None:

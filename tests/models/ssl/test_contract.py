@@ -8,9 +8,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from models import ssl
 from models.backbones import ModelConfig
 from models.semi_supervised import SemiSupervisedConfig, SemiSupervisedTrainer
 from models.ssl import algorithms
+from pipeline.errors import UserError
 from tests.models.conftest import noise
 from tests.models.ssl.making import NUM_STEPS, POOL, algorithm, batches, network, step
 
@@ -33,6 +35,14 @@ def test_losses_are_finite_and_weights_are_shares(name, scale):
         assert not losses.weight.requires_grad
         assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
         assert all(buffer.isfinite().all() for buffer in tested.buffers())
+
+
+@pytest.mark.parametrize("text", ["def (", "import absent_package", "from models.ssl import Algorithm"])
+def test_a_broken_file_is_one_sentence(tmp_path, monkeypatch, text):
+    (tmp_path / "broken.py").write_text(text)
+    monkeypatch.setattr(ssl, "__path__", [*ssl.__path__, str(tmp_path)])
+    with pytest.raises(UserError, match=rf"^the algorithm in '{tmp_path}/broken.py' cannot be used: .*; mend or"):
+        algorithms.__wrapped__()
 
 
 def test_a_sample_that_comes_twice_in_a_step_is_seen_in_two_ways():
