@@ -200,7 +200,7 @@ def compute_scores(uri: str, names: Sequence[str], /, **options: Mapping[str, An
 
 
 def requests(names: Iterable[str], options: Mapping[str, Mapping[str, Any]]) -> list[Request]:
-    """What to compute; ChoiceError if it is nothing, something twice, or options of something else."""
+    """What to compute; ChoiceError if it is nothing, something or a column twice, or options of something else."""
     wanted = list(names)
     if not wanted:
         raise ChoiceError(f"no score is asked for: choose from {', '.join(SCORES.names())}")
@@ -210,4 +210,14 @@ def requests(names: Iterable[str], options: Mapping[str, Mapping[str, Any]]) -> 
     for name in wanted:
         if wanted.count(name) > 1:
             raise ChoiceError(f"the score {name!r} is named twice: name it once, or call one of them {name}@NAME")
-    return [Request.of(name, options.get(name, {})) for name in wanted]
+    found = [Request.of(name, options.get(name, {})) for name in wanted]
+    givers: dict[str, str] = {}
+    for request in found:
+        for column in request.harder:
+            if column in givers:
+                raise ChoiceError(
+                    f"the scores {givers[column]!r} and {request.name!r} both give the column {column!r}: ask for one "
+                    "of them, or rename the column in the file of one"
+                )
+            givers[column] = request.name
+    return found

@@ -463,6 +463,15 @@ def test_a_wrong_variant_is_one_sentence(names: list[str], message: str) -> None
         requests(names, {})
 
 
+def test_a_column_that_two_scores_give_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a file that was copied; under a name of its own each has a column of its own."""
+    monkeypatch.setitem(SCORES._classes, "copied", SCORES.get("dual"))
+    sentence = "the scores 'copied' and 'dual' both give the column 'dual': ask for one of them, or rename"
+    with pytest.raises(ChoiceError, match=f"^{sentence}"):
+        requests(["copied", "aum", "dual"], {})
+    assert len(requests(["copied", "dual@60"], {})) == 2
+
+
 def test_a_variant_has_settings_and_columns_of_its_own() -> None:
     plain, other = requests(["dual", "dual@60"], {"dual@60": {"T": 60}})
     assert (plain.options.T, other.options.T) == (30, 60) and plain.score is other.score
