@@ -212,7 +212,12 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{key}: {message}" if key else message
-    return f"{key}: {first['input']!r} cannot be used: {message[:1].lower()}{message[1:]}"
+    known = location[:1] if "scores" in first["loc"] else location  # below it, names are the user's: dual@60
+    place = ".".join(part for part in known if isinstance(part, str))
+    return (
+        f"{key}: {first['input']!r} cannot be used: {message[:1].lower()}{message[1:]}; `semiprune explain {place}` "
+        "says what may stand there"
+    )
 
 
 def _choices(model: type[BaseModel]) -> str:

@@ -5,6 +5,7 @@ import yaml
 
 from pipeline.errors import UserError
 from pipeline.recipe import load_recipe
+from pipeline.reference import keys
 from tests.running import tiny_recipe
 
 
@@ -61,6 +62,25 @@ def test_a_run_has_a_folder_of_its_own(recipe: Path, tmp_path: Path, key: str) -
     with pytest.raises(UserError, match=r"run' holds the shards .*: name a folder of its own"):
         load_recipe(str(recipe), (f"{key}=['{place}']",))
     load_recipe(str(recipe), (f"data.shards=['{tmp_path}/run/pool/train-{{000..003}}.tar']",))
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence", "key"),
+    [
+        ("root=", "root: None cannot be used: ", "root"),
+        ("proxy.epochs=0", "proxy.epochs: 0 cannot be used: input should be greater than ", "proxy.epochs"),
+        ("select.0.keep_fraction=most", "select.0.keep_fraction: 'most' cannot", "select.keep_fraction"),
+        ("data.shards=[7]", "data.shards.0: 7 cannot be used: ", "data.shards"),
+        ("resources.num_workers={min: x, max: 2}", "resources.num_workers.min: 'x'", "resources.num_workers.min"),
+        ("score.dual@60=5", "score.dual@60: 5 cannot be used: ", "score"),
+    ],
+)
+def test_a_wrong_value_ends_with_what_says_more(recipe: Path, override: str, sentence: str, key: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe(str(recipe), (override,))
+    assert sentence in str(caught.value)
+    assert str(caught.value).endswith(f"; `semiprune explain {key}` says what may stand there")
+    assert keys(key)
 
 
 def test_missing_files_and_broken_yaml_are_named(tmp_path: Path) -> None:
