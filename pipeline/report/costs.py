@@ -43,8 +43,8 @@ class Estimates:
 def compare(inputs: Mapping[str, Artifact]) -> list[dict[str, Any]] | None:
     """A row for each stage that was estimated; None if none was.
 
-    Title, estimated and took: seconds; of those with images also speed and reached: images/s of one worker; of those
-    that write also written and is_written: bytes.
+    Title, estimated and took: seconds, and their ratio where both are a second or more; of those with images also speed
+    and reached: images/s of one worker; of those that write also written and is_written: bytes.
     """
     root = next(iter(inputs.values())).uri.rsplit("/", 2)[0]
     place = storage.join(root, ESTIMATE)
@@ -67,6 +67,7 @@ def _row(artifact: Artifact, estimate: Estimate) -> dict[str, Any]:
         "title": artifact.manifest["title"],
         "estimated": estimate.seconds,
         "took": took,
+        "ratio": took / estimate.seconds if min(took, estimate.seconds) >= 1 else None,
         "images": estimate.images,
         "speed": estimate.speed,
         "reached": estimate.images / (took * _workers(artifact)) if estimate.speed and took else None,

@@ -333,6 +333,29 @@ def test_what_was_estimated_stands_beside_what_it_took(inputs: Inputs, tmp_path:
     assert rows["index"]["reached"] is None
     assert rows["index"]["is_written"] == sum(part["bytes"] for part in index["parts"])
     assert page.duration(20.0) in source and "Estimated and taken" in source
+    assert rows["proxy"]["ratio"] == proxy["seconds"] / 20 and f">{proxy['seconds'] / 20:.2f}<" in source
+
+
+@pytest.mark.parametrize(("estimated", "took"), [(0.02, 10.7), (20.0, 0.4), (0.0, 0.0)])
+def test_of_less_than_a_second_no_ratio_is_told(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, estimated: float, took: float
+) -> None:
+    run, proxy = Path(inputs["index"].uri).parents[1], inputs["proxy"]
+    monkeypatch.setitem(proxy.manifest, "seconds", took)
+    Estimates({proxy.manifest["key"]: Estimate(estimated, 0, None, 0)}, {}).write(str(run))
+    try:
+        source, twin = make(inputs, tmp_path / "report")
+    finally:
+        (run / ESTIMATE).unlink()
+    assert twin["costs"][0]["ratio"] is None and ">\N{EN DASH}<" in source.partition("Estimated and taken")[2]
+
+
+def test_sentences_are_apart(inputs: Inputs, tmp_path: Path) -> None:
+    source, twin = make(inputs, tmp_path / "report")
+    text, trust = Page(source).text, inputs["trust"].metrics
+    right = trust["num_holdout"] - trust["num_wrong"]
+    assert re.search(rf"confidence is \d+\.\d %\. {right} of {trust['num_holdout']} held-out labels were", text)
+    assert f" · {' and '.join(map(str, twin['cores']))} cores" in text
 
 
 def test_a_browser_shows_it(inputs: Inputs, tmp_path: Path) -> None:
