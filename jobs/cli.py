@@ -11,6 +11,7 @@ from jobs import job_commands
 from jobs.display import Display, error, table
 from jobs.kernels import describe_scores, describe_selectors, score_store, select_from_files
 from pipeline.errors import SemiPruneError, UserError
+from pipeline.units import counted
 
 if TYPE_CHECKING:
     from jobs.importers import Imported
@@ -168,7 +169,7 @@ def fsck(
         table(f"Findings in {run}", ("where", "kind", "detail", "fix"), rows)
     damages = sum(finding.is_damage for finding in report.findings)
     verdict = f"damaged in {damages:,} place{'s' if damages > 1 else ''}" if damages else "whole"
-    typer.echo(f"{run} is {verdict}: {report.files:,} files, {report.bytes:,} bytes read")
+    typer.echo(f"{run} is {verdict}: {counted(report.files, 'files')}, {counted(report.bytes, 'bytes')} read")
     if not report.is_whole:
         raise typer.Exit(1)
 
@@ -361,7 +362,7 @@ def _show_import(written: "Imported") -> None:
     rows = [(str(written.num_samples), str(len(written.classes)), str(len(written.shards)), written.shards[0])]
     table("Imported", ("samples", "classes", "shards", "first shard"), rows)
     if written.skipped:
-        typer.echo(f"Left out, no images: {len(written.skipped)} files, such as {written.skipped[0]}")
+        typer.echo(f"Left out, no images: {counted(len(written.skipped), 'files')}, such as {written.skipped[0]}")
 
 
 if __name__ == "__main__":

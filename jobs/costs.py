@@ -11,7 +11,7 @@ from pipeline.cost import SPEEDS, Cost, estimate, keep, look_at, seconds
 from pipeline.errors import SemiPruneError, UserError
 from pipeline.recipe import Recipe
 from pipeline.stage import Stage
-from pipeline.units import duration, size
+from pipeline.units import counted, duration, size
 
 
 def show_costs(recipe: Recipe, stages: list[Stage], given: Sequence[str]) -> None:
@@ -33,8 +33,9 @@ def show_costs(recipe: Recipe, stages: list[Stage], given: Sequence[str]) -> Non
     rows.append(_row("all", _sum(costs.values()), sum(seconds(cost, recipe, tasks) for cost in costs.values()), None))
     kind = "GPU" if recipe.resources.gpus_per_worker else "worker"
     about = "" if data.exact else "about "
+    images, shards = counted(data.num_samples, "images"), counted(data.num_shards, "shards")
     table(
-        f"Cost of {about}{data.num_samples:,} images, {size(data.num_bytes)} in {data.num_shards:,} shards",
+        f"Cost of {about}{images}, {size(data.num_bytes)} in {shards}",
         ("stage", "decoded", f"{kind} hours", "core hours", "read", "written", "requests", "time", "took"),
         rows,
     )
@@ -44,8 +45,8 @@ def show_costs(recipe: Recipe, stages: list[Stage], given: Sequence[str]) -> Non
         typer.echo(f"The report will not compare this with what the stages take: {failed}", err=True)
     said = ", ".join(f"{name} {speeds[name]:,.0f}" for name in SPEEDS if name in speeds)
     typer.echo(
-        f"Time is that of {recipe.resources.min_workers} workers and {tasks} tasks at images/s of {said}"
-        f"{'; those of this machine: give others with --speed NAME=X' if missing else ''}"
+        f"Time is that of {counted(recipe.resources.min_workers, 'workers')} and {counted(tasks, 'tasks')} at "
+        f"images/s of {said}{'; those of this machine: give others with --speed NAME=X' if missing else ''}"
     )
 
 

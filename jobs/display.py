@@ -25,7 +25,7 @@ from rich.text import Text
 from jobs.interrupt import Interrupt
 from pipeline.errors import UserError
 from pipeline.stage import Progress
-from pipeline.units import duration
+from pipeline.units import counted, duration
 
 LOG_SECONDS = 10.0
 """Progress lines of a log are at least this far apart."""
@@ -115,7 +115,7 @@ class _Stage:
 
     def count(self) -> str:
         """`4/20 shards`, or nothing before the first call."""
-        return f"{self.done:,}/{self.total:,} {self.unit}" if self.unit else ""
+        return f"{self.done:,}/{counted(self.total, self.unit)}" if self.unit else ""
 
     def speed(self) -> list[str]:
         """The rate and the time left, as far as they are known."""

@@ -8,6 +8,7 @@ from jobs.display import table
 from pipeline import storage, versions
 from pipeline.errors import UserError
 from pipeline.gc import Waste
+from pipeline.units import counted
 from pipeline.versions import Version
 
 
@@ -20,7 +21,11 @@ def show_version(root: str, version: Version, is_new: bool) -> None:
         for each in version.coresets
     ]
     columns = ("selection", "images", "added", "dropped", "still to annotate")
-    table(f"Version {version.number}: {version.num_samples:,} images, {version.num_labels:,} labels", columns, rows)
+    table(
+        f"Version {version.number}: {counted(version.num_samples, 'images')}, {counted(version.num_labels, 'labels')}",
+        columns,
+        rows,
+    )
     if is_new:
         for part in version.parts:
             what = part.name.rpartition("-")[0].replace("_", " ").capitalize()
@@ -57,6 +62,7 @@ def show_waste(root: str, waste: Sequence[Waste], deleted: bool) -> None:
     if waste:
         rows = [(each.where, each.kind, f"{len(each.files):,}", f"{each.bytes:,}") for each in waste]
         table(f"{'Deleted from' if deleted else 'To delete from'} {root}", ("where", "what", "files", "bytes"), rows)
-    total = f"{sum(len(each.files) for each in waste):,} files, {sum(each.bytes for each in waste):,} bytes"
+    files, num_bytes = sum(len(each.files) for each in waste), sum(each.bytes for each in waste)
     hint = "" if deleted or not waste else "; nothing was deleted: --delete does it"
+    total = f"{counted(files, 'files')}, {counted(num_bytes, 'bytes')}"
     typer.echo(f"{total} {'deleted' if deleted else 'that nothing needs'}{hint}")

@@ -1,4 +1,4 @@
-"""How times and sizes are said, in a terminal and in a report alike."""
+"""How times, sizes and numbers of things are said, in a terminal and in a report alike."""
 
 
 def duration(seconds: float) -> str:
@@ -20,3 +20,8 @@ def size(num_bytes: float) -> str:
             return f"{num_bytes:.3g} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:,.3g} TB"
+
+
+def counted(number: int, things: str) -> str:
+    """`1 shard`, `2,000 shards`, from the plural with an s."""
+    return f"{number:,} {things.removesuffix('s') if number == 1 else things}"

@@ -141,6 +141,14 @@ def test_a_terminal_gets_one_line_that_ends_as_a_check_mark(terminal: Terminal, 
     assert terminal.getvalue().rfind("\x1b[?25h") > terminal.getvalue().rfind("\x1b[?25l")
 
 
+def test_one_is_not_many(terminal: Terminal, clock: list[float]) -> None:
+    with Display() as shown, shown.stage("index") as progress:
+        progress(0, 1, "shards")
+        clock[0] += 2
+        progress(1, 1, "shards")
+    assert "1/1 shard " in terminal.text() and re.fullmatch(r"✓ index  + 2\.0 s  1 shard", terminal.last_lines()[-2])
+
+
 @pytest.mark.parametrize(
     ("leaves", "end"), [(KeyboardInterrupt, "■ score .*stopped"), (ValueError, "✗ score .*failed")]
 )

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.units import duration, size
+from pipeline.units import counted, duration, size
 
 UNITS = {"s": 1, "min": 60, "h": 3600}
 
@@ -53,3 +53,10 @@ def test_what_is_said_is_near_the_truth_and_no_unit_overflows(seconds: float) ->
 )
 def test_sizes_on_both_sides_of_every_border(num_bytes: float, text: str) -> None:
     assert size(num_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0 row groups"), (1, "1 row group"), (2, "2 row groups"), (2000, "2,000 row groups")]
+)
+def test_one_is_not_many(number: int, text: str) -> None:
+    assert counted(number, "row groups") == text
