@@ -149,6 +149,9 @@ def test_the_schema_would_notice() -> None:
         (("spec", "rayClusterSpec", "headGroupSpec", "rayStartParams", "num-cpus"), 0),
         (("spec", "rayClusterSpec", "workerGroupSpecs", 0, "replica"), 1),
         (("spec", "backoffLimit"), "2"),
+        (("spec", "shutdownAfterJobFinishes"), True),
+        (("spec", "idleTimeoutSeconds"), 300),
+        (("spec", "rayClusterSpec", "autoscalerOptions", "securityContext", "runAsRoot"), False),
     ]:
         wrong = deepcopy(good)
         node = wrong
@@ -161,8 +164,60 @@ def test_the_schema_would_notice() -> None:
 def test_every_night_refreshes_by_the_same_job() -> None:
     job, nightly = (yaml.safe_load((DEPLOY / name).read_text()) for name in MANIFESTS)
     refresh = job["spec"]["entrypoint"].replace(" run ", " refresh ")
-    assert nightly["spec"]["jobTemplate"] == {**job["spec"], "entrypoint": refresh}
-    assert job["spec"]["shutdownAfterJobFinishes"] is True
+    deadline = nightly["spec"]["jobTemplate"]["activeDeadlineSeconds"]
+    assert nightly["spec"]["jobTemplate"] == {**job["spec"], "entrypoint": refresh, "activeDeadlineSeconds": deadline}
+    assert 12 * 3600 < deadline < 24 * 3600 < job["spec"]["activeDeadlineSeconds"]
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_cluster_and_then_its_job_go_however_it_ends(name: str) -> None:
+    spec = yaml.safe_load((DEPLOY / name).read_text())["spec"]
+    rules = spec.get("jobTemplate", spec)["deletionStrategy"]["deletionRules"]
+    after: dict[tuple[str, str], dict[str, int]] = {}
+    for rule in rules:
+        seconds = rule["condition"].pop("ttlSeconds")
+        (end,) = rule["condition"].items()
+        after.setdefault(end, {})[rule["policy"]] = seconds
+    # jobDeploymentStatus, not jobStatus: a job that reached its deadline or was never submitted has not FAILED.
+    assert set(after) == {("jobStatus", "SUCCEEDED"), ("jobDeploymentStatus", "Failed")}
+    for seconds in after.values():
+        assert 0 < seconds["DeleteCluster"] <= 3600 < seconds["DeleteSelf"], "the job's end can be read for a while"
+
+
+def gib(quantity: str) -> float:
+    assert quantity.endswith(("Gi", "Mi"))
+    return float(quantity[:-2]) / (1 if quantity.endswith("Gi") else 1024)
+
+
+def test_a_pod_fits_the_node_of_cluster_yaml_and_leaves_the_node_its_own() -> None:
+    """32 GiB each, of which a node keeps up to 4, and 200 GB of disk, of which it keeps a tenth."""
+    kinds = yaml.safe_load((REPOSITORY / "cluster.yaml").read_text())["available_node_types"]
+    cluster = yaml.safe_load((DEPLOY / "rayjob.yaml").read_text())["spec"]["rayClusterSpec"]
+    assert cluster["autoscalerOptions"]["idleTimeoutSeconds"] == 300
+    for group in cluster["workerGroupSpecs"]:
+        node = kinds[group["groupName"].replace("-", "_")]
+        (disk,) = node["node_config"]["BlockDeviceMappings"]
+        (container,) = group["template"]["spec"]["containers"]
+        limits = container["resources"]["limits"]
+        assert limits == container["resources"]["requests"]
+        assert 1 <= node["resources"]["CPU"] - int(limits["cpu"]) <= 2
+        assert gib(limits["memory"]) <= 28
+        assert int(limits.get("nvidia.com/gpu", 0)) == node["resources"].get("GPU", 0)
+        assert gib(limits["ephemeral-storage"]) * 1.074 <= 0.9 * disk["Ebs"]["VolumeSize"]
+        assert group["maxReplicas"] == node["max_workers"]
+
+
+def test_a_pods_scratch_space_is_bounded_below_its_limit() -> None:
+    cluster = yaml.safe_load((DEPLOY / "rayjob.yaml").read_text())["spec"]["rayClusterSpec"]
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        pod = group["template"]["spec"]
+        (size,) = [volume["emptyDir"]["sizeLimit"] for volume in pod["volumes"] if volume["name"] == "tmp"]
+        (container,) = pod["containers"]
+        assert {"name": "tmp", "mountPath": "/tmp"} in container["volumeMounts"]
+        assert gib(size) < gib(container["resources"]["limits"]["ephemeral-storage"])
+        # In the recipe, as the manifest and the page advise: below what the pod may have.
+        (advice,) = {int(gb) for gb in re.findall(r"cache_gb\D{1,40}(\d+)", (DEPLOY / "rayjob.yaml").read_text())}
+        assert container["name"] == "ray-head" or advice < gib(size)
 
 
 def test_the_job_is_the_commands_and_the_cluster_the_locks() -> None:
@@ -173,16 +228,21 @@ def test_the_job_is_the_commands_and_the_cluster_the_locks() -> None:
     assert cluster["rayVersion"] == LOCKED["ray"]
     assert cluster["authOptions"]["mode"] == "token"
     head = cluster["headGroupSpec"]["template"]["spec"]
-    (mount,) = head["containers"][0]["volumeMounts"]
+    (mount,) = [mount for mount in head["containers"][0]["volumeMounts"] if mount["name"] == "recipe"]
     assert Path(recipe).parent == Path(mount["mountPath"])
-    pods = [head, *(group["template"]["spec"] for group in cluster["workerGroupSpecs"])]
+    submitter = spec["submitterPodTemplate"]["spec"]
+    assert submitter["restartPolicy"] == "Never" and submitter["automountServiceAccountToken"] is False
+    assert submitter["containers"][0]["name"] == "ray-job-submitter" and "command" not in submitter["containers"][0]
+    pods = [submitter, head, *(group["template"]["spec"] for group in cluster["workerGroupSpecs"])]
+    assert cluster["autoscalerOptions"]["securityContext"] == head["containers"][0]["securityContext"]
     for pod in pods:
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["serviceAccountName"] == "semiprune"
         (container,) = pod["containers"]
         assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        assert container["image"] == "IMAGE"
         assert "env" not in container, "credentials come from the account"
-    assert {"nvidia.com/gpu" in pod["containers"][0]["resources"]["limits"] for pod in pods[1:]} == {True, False}
+    assert {"nvidia.com/gpu" in pod["containers"][0]["resources"]["limits"] for pod in pods[2:]} == {True, False}
 
 
 def instructions() -> list[tuple[str, str]]:
