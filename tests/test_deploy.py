@@ -19,6 +19,7 @@ from ray.autoscaler.node_launch_exception import NodeLaunchException
 from typer.main import get_command
 
 from jobs.cli import app
+from pipeline.metrics import METRICS, TAGS
 from tests.running import REPOSITORY
 
 DEPLOY = REPOSITORY / "deploy"
@@ -59,7 +60,7 @@ def test_a_policy_has_the_grammar_of_one(path: Path) -> None:
         for action in as_list(statement["Action"]):
             service, _, operation = action.partition(":")
             assert service in ("ec2", "iam", "s3", "ssm", "sts")
-            if service != "s3" and operation != "PassRole":  # these two are not called like their requests
+            if service != "s3" and operation not in ("PassRole", "TagSession"):  # not called like their requests
                 assert operation in boto3.client(service, "us-west-2").meta.service_model.operation_names
         for resource in as_list(statement.get("Resource", [])):
             assert resource == "*" or re.fullmatch(r"arn:aws:(ec2|iam|s3|ssm):(REGION)?:(ACCOUNT|\*)?:\S+", resource)
@@ -77,6 +78,15 @@ def test_a_worker_reaches_the_buckets_and_nothing_else() -> None:
         assert not allowed(name, "s3:PutObject", f"{data}/a") and not allowed(name, "s3:DeleteObject", f"{data}/a")
         assert all(allowed(name, f"s3:{verb}Object", f"{runs}/run/x") for verb in ("Get", "Put", "Delete"))
         assert not allowed(name, "s3:GetObject", "arn:aws:s3:::another/x")
+
+
+def test_pods_of_one_account_take_the_workers_role() -> None:
+    (statement,) = policy("trust-eks")["Statement"]
+    assert statement["Principal"] == {"Service": "pods.eks.amazonaws.com"}
+    assert set(statement["Action"]) == {"sts:AssumeRole", "sts:TagSession"}
+    (account,) = statement["Condition"]["StringEquals"].values()
+    text = (DEPLOY / "rayjob.yaml").read_text()
+    assert set(re.findall(r"serviceAccountName: (?:&account )?(\w+)", text)) == {account}
 
 
 def test_the_head_starts_machines_of_its_own_cluster_alone() -> None:
@@ -243,6 +253,31 @@ def test_the_job_is_the_commands_and_the_cluster_the_locks() -> None:
         assert container["image"] == "IMAGE"
         assert "env" not in container, "credentials come from the account"
     assert {"nvidia.com/gpu" in pod["containers"][0]["resources"]["limits"] for pod in pods[2:]} == {True, False}
+
+
+def test_alerts_ask_for_what_is_told() -> None:
+    (group,) = yaml.safe_load((DEPLOY / "alerts.yaml").read_text())["groups"]
+    assert set(group) == {"name", "rules"} and len(group["rules"]) >= 2
+    for rule in group["rules"]:
+        assert set(rule) == {"alert", "expr", "for", "labels", "annotations"}
+        assert re.fullmatch(r"\d+[mh]", rule["for"]) and set(rule["annotations"]) == {"summary"}
+        told = set(re.findall(r"\bray_(\w+)", rule["expr"]))
+        if rule["alert"] == "SemiPruneJobFailed":  # the operator's
+            assert set(re.findall(r"(\w+)=", rule["expr"])) == {"name", "deployment_status"} and not told
+            continue
+        ours = {name + "_total" * (metric.kind == "counter") for name, metric in METRICS.items()}
+        assert told - {"tasks"} <= ours and told & ours, "ray_tasks is Ray's own"
+        by = set(re.findall(r"[\w]+", " ".join(re.findall(r"by \((.*?)\)", rule["expr"]))))
+        assert by <= set(TAGS) and set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"])) <= by
+
+
+def test_prometheus_finds_every_pod_and_no_gauge_is_gone_before() -> None:
+    monitor = yaml.safe_load((DEPLOY / "podmonitor.yaml").read_text())
+    assert (monitor["apiVersion"], monitor["kind"]) == ("monitoring.coreos.com/v1", "PodMonitor")
+    assert monitor["spec"]["selector"] == {"matchLabels": {"ray.io/is-ray-node": "yes"}}
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert set(endpoint) == {"port", "interval"} and endpoint["port"] == "metrics"
+    assert int(endpoint["interval"].removesuffix("s")) < 20
 
 
 def instructions() -> list[tuple[str, str]]:
