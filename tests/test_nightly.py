@@ -10,7 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from ray.scripts.scripts import cli as ray_cli
+from typer.main import get_command
 
+from jobs.cli import app
 from tests.running import REPOSITORY
 
 # As `ray dashboard` does: the tunnel is a child, which a signal to its parent alone would leave.
@@ -84,6 +87,8 @@ def test_its_status_is_that_of_the_submission_and_the_tunnel_ends(checkout: Path
     assert (checkout / "ray.arguments").read_text() == f"dashboard cluster.yaml --port {port}\n"
     submitted = (checkout / "semiprune.arguments").read_text()
     assert submitted == f"submit recipe.yaml --set seed=1 --refresh --address http://127.0.0.1:{port}\n"
+    ray_cli.commands["dashboard"].make_context("", ["cluster.yaml", "--port", str(port)])
+    get_command(app).commands["submit"].make_context("", submitted.split()[1:])
     assert eventually(lambda: is_over(checkout, "ray") and is_over(checkout, "ssh"))
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port))
