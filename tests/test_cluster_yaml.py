@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import yaml
+from botocore.client import BaseClient
 from moto import mock_aws
 from ray.autoscaler._private.aws.config import bootstrap_aws
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 REPOSITORY = Path(__file__).parents[1]
 TEXT = (REPOSITORY / "cluster.yaml").read_text()
+OPERATIONS = (REPOSITORY / "docs/operations.md").read_text()
 
 
 @pytest.fixture
@@ -51,8 +53,18 @@ def test_ray_can_launch_it(prepared: dict[str, Any], tmp_path: Path, monkeypatch
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".ssh").mkdir()
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    called = set()
     with mock_aws():
+        call = BaseClient._make_api_call
+
+        def recorded(client: BaseClient, operation: str, values: dict[str, Any]) -> Any:
+            called.add(operation)
+            return call(client, operation, values)
+
+        monkeypatch.setattr(BaseClient, "_make_api_call", recorded)
         ready = bootstrap_aws(prepared)
+    (rights,) = re.findall(r"^- `ec2:` (.*?)\n- ", OPERATIONS, re.MULTILINE | re.DOTALL)
+    assert {"CreateKeyPair", "CreateSecurityGroup"} < called <= set(re.findall(r"\w+", rights))
     for name, kind in ready["available_node_types"].items():
         asked = prepared["available_node_types"][name]["node_config"]
         got = kind["node_config"]
