@@ -1,4 +1,4 @@
-"""What the README shows is what there is."""
+"""What the README and the pages behind it show is what there is."""
 
 import re
 from pathlib import Path
@@ -7,21 +7,41 @@ import pytest
 from typer.main import get_command
 
 from jobs.cli import app
+from pipeline.reference import keys
 from tests.running import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
+PAGES = {path: path.read_text() for path in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))}
 
 
 def test_the_score_it_shows_is_the_one_in_use() -> None:
     assert (REPOSITORY / "pipeline/scores/aum.py").read_text().strip() in README
 
 
-def test_its_commands_and_files_exist() -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_files_exist(page: Path) -> None:
     commands = get_command(app).commands
-    for name in set(re.findall(r"semiprune ([a-z]+)", README)):
+    for name in set(re.findall(r"semiprune ([a-z]+)", PAGES[page])):
         assert name in commands, name
-    for path in re.findall(r"jobs/recipes/\w+\.yaml|docs/\w+\.png|cluster\.yaml", README):
+    for path in re.findall(r"(?:jobs|pipeline|models|benchmarks|deploy|docs)/[\w/.-]+\.\w+|cluster\.yaml", PAGES[page]):
         assert (REPOSITORY / path).exists(), path
+    for place in re.findall(r"\]\((?!http)([^)#]+)", PAGES[page]):
+        assert (page.parent / place).exists(), place
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_headings_lead_there(page: Path) -> None:
+    for place, heading in re.findall(r"\]\(([\w/.]*)#([\w-]+)\)", PAGES[page]):
+        titles = re.findall(r"^#+ (.+)$", PAGES[page.parent / place if place else page], re.MULTILINE)
+        assert heading in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles], heading
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_keys_that_are_named_are_those_of_a_recipe(page: Path) -> None:
+    sections = [key.name.removesuffix("[]") for key in keys()]
+    for name in set(re.findall(rf"`((?:{'|'.join(sections)})\.[a-z_.]+)", PAGES[page])):
+        if not name.endswith((".yaml", ".parquet")):
+            keys(name)
 
 
 def test_its_loop_records_and_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
