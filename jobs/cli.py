@@ -336,11 +336,14 @@ def import_imagefolder(
     source: Annotated[str, typer.Argument(help="Folder with one folder of images per class.")],
     out: Annotated[str, typer.Argument(help="Folder for the shards.")],
     samples_per_shard: Annotated[int, typer.Option(min=1)] = 2500,
+    classes: Annotated[
+        str | None, typer.Option(help="The classes.json of another import, such as of the training images.")
+    ] = None,
 ) -> None:
     """Shards from DIR/class/image files; the image bytes stay as they are."""
     from jobs.importers import import_imagefolder
 
-    _show_import(import_imagefolder(source, out, samples_per_shard))
+    _show_import(import_imagefolder(source, out, samples_per_shard, classes))
 
 
 @imports.command("torchvision")

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import counter, images, storage, tar
+from pipeline import class_names, counter, images, storage, tar
 from pipeline.errors import UserError
 
 SAMPLES_PER_SHARD = 2500
@@ -38,17 +38,21 @@ class Imported:
     skipped: tuple[str, ...] = ()
 
 
-def import_imagefolder(src: str, out: str, samples_per_shard: int = SAMPLES_PER_SHARD) -> Imported:
+def import_imagefolder(
+    src: str, out: str, samples_per_shard: int = SAMPLES_PER_SHARD, known: str | None = None
+) -> Imported:
     """`SRC/class/.../*.jpg` as `OUT/train-000000.tar` and on, in an order that mixes the classes; bytes untouched.
 
-    The class is the name of the first folder, its number the place among the sorted names (written to `classes.json`);
-    the key is the file's path below SRC without the extension. Files of other kinds are listed in `skipped`.
+    The class is the name of the first folder, its number the place among the sorted names, or in `known`, the
+    `classes.json` of another import; the names are written to `classes.json`. The key is the file's path below SRC
+    without the extension. Files of other kinds are listed in `skipped`.
     """
     root = Path(src).expanduser()
     if not root.is_dir():
         raise UserError(f"{src!r} is no folder: name one that holds a folder of images per class")
     _refuse_to_overwrite(out)
     classes = sorted(folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    numbers = _numbers(known, classes) if known else {name: number for number, name in enumerate(classes)}
     files = [file for name in classes for file in sorted((root / name).rglob("*")) if file.is_file()]
     found = [file for file in files if file.suffix[1:].lower() in images.EXTENSIONS]
     empty = set(classes) - {file.relative_to(root).parts[0] for file in found}
@@ -59,15 +63,27 @@ def import_imagefolder(src: str, out: str, samples_per_shard: int = SAMPLES_PER_
 
     def sample(number: int) -> Files:
         file, key = found[number], keys[number]
-        label = classes.index(file.relative_to(root).parts[0])
+        label = numbers[file.relative_to(root).parts[0]]
         return [(f"{key}{file.suffix.lower()}", file.read_bytes()), (f"{key}.cls", str(label).encode())]
 
     order = counter.permutation(0, "import", 0, np.arange(len(found)))
     with _Folder(out) as folder:
         folder.write_shards("train", np.array_split(order, _num_shards(len(found), samples_per_shard)), sample)
-        folder.write_classes(classes)
+        folder.write_classes(list(numbers))
     skipped = tuple(str(file.relative_to(root)) for file in files if file.suffix[1:].lower() not in images.EXTENSIONS)
-    return Imported(tuple(folder.shards), len(found), tuple(classes), skipped)
+    return Imported(tuple(folder.shards), len(found), tuple(numbers), skipped)
+
+
+def _numbers(known: str, classes: Sequence[str]) -> dict[str, int]:
+    """The numbers of the names in the file, in its order; UserError if it lacks a folder's name."""
+    names = class_names.read(known)
+    if names is None:
+        raise UserError(f"{known!r} is no list of class names: name the {class_names.FILE} of another import")
+    if more := sorted(set(classes) - set(names)):
+        raise UserError(
+            f"the class {more[0]!r} is not in {known!r}: rename its folder, or import all images from one folder"
+        )
+    return {name: number for number, name in enumerate(names)}
 
 
 def import_torchvision(

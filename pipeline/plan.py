@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 
 from pipeline import (
+    class_names,
     cluster_labels,
     clustering,
     cross_fit,
@@ -58,6 +59,7 @@ class _Plan:
 
     def __init__(self, recipe: Recipe, since: Since) -> None:
         self.recipe, self.since, self.seed = recipe, since, recipe.seed
+        class_names.check(recipe.data, recipe.evaluate.test_shards if recipe.evaluate else ())
         self.stages: list[Stage] = since.stages()
         self.data = self.add("index", 1, index.IndexConfig.of(recipe.data), {}, index.run)
         tests = {}

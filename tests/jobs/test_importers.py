@@ -70,6 +70,22 @@ def test_imagefolder(tmp_path):
     assert not any(sample.defect for sample in samples)
 
 
+def test_imagefolder_with_the_numbers_of_another(tmp_path):
+    make_folder(tmp_path / "in")
+    (tmp_path / "classes.json").write_text('["dog", "bird", "cow.v1", "cat"]')
+    written = import_imagefolder(str(tmp_path / "in"), str(tmp_path / "out"), known=str(tmp_path / "classes.json"))
+    assert written.classes == ("dog", "bird", "cow.v1", "cat")
+    assert (tmp_path / "out/classes.json").read_text() == (tmp_path / "classes.json").read_text()
+    found = members(written.shards[0])
+    assert {found[f"{key}.cls"] for key in ("dog/1", "dog/deep/1")} == {b"0"}
+    assert (found["cow_v1/x.cls"] if "cow_v1/x.cls" in found else found["cow.v1/x.cls"]) == b"2"
+    for content, sentence in [('["dog", "cat"]', "'cow.v1' is not in"), ("{}", "is no list of class names")]:
+        (tmp_path / "classes.json").write_text(content)
+        with pytest.raises(UserError, match=sentence):
+            import_imagefolder(str(tmp_path / "in"), str(tmp_path / "no"), known=str(tmp_path / "classes.json"))
+    assert not (tmp_path / "no").exists()
+
+
 def test_imagefolder_is_deterministic_and_mixes_classes(tmp_path):
     for label in range(2):
         for number in range(40):
