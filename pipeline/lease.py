@@ -1,8 +1,9 @@
 """Of several attempts at one stage that are alive at the same time, one holds its lease; the others say who it is.
 
-A lease is for a stage's folder, the unit of commit: runs of different recipes share a root. `_LEASE-000001.json`,
-`_LEASE-000002.json`, .. there are its generations, each created only if absent. Whoever created the last one holds the
-lease, and none is deleted before the stage is committed, so that no number is taken twice.
+A lease is for a stage's folder, the unit of commit: runs of different recipes share a root. A refresh holds one more,
+that of the folder of versions, for its whole length. `_LEASE-000001.json`, `_LEASE-000002.json`, .. there are its
+generations, each created only if absent. Whoever created the last one holds the lease, and none is deleted before the
+stage is committed, so that no number is taken twice.
 
 The holder writes `_ALIVE-{attempt}` every BEAT seconds, and nobody else writes there. Who finds a holder watches that
 file for up to LAPSE seconds of a clock of its own, so clocks need not agree: if it changes, the holder is alive, and
@@ -115,16 +116,17 @@ def running(folder: str, names: Iterable[str]) -> Holder | None:
 
 
 @contextmanager
-def hold(folder: str, title: str, tell: Callable[[str], None]) -> Iterator["Lease"]:
+def hold(folder: str, what: str, tell: Callable[[str], None]) -> Iterator["Lease"]:
     """The lease of a stage's folder for the length of the block, at whose regular end the stage is committed.
 
-    tell: is told if the wait will take its time. UserError, which names the holder, if another attempt that is alive
-    holds the lease, or if it took it from this one, in whose block then something else went wrong.
+    what: is run there, in the words of a sentence; tell: is told if the wait will take its time. UserError, which names
+    the holder, if another attempt that is alive holds the lease, or if it took it from this one, in whose block then
+    something else went wrong.
     """
     me = Holder.new()
     with process_mark.marked(me.attempt) as mark:
-        lease = Lease(folder, title, me, _acquire(folder, title, me, tell))
-        beat = threading.Thread(target=lease.beat, daemon=True, name=f"lease of {title}")
+        lease = Lease(folder, what, me, _acquire(folder, what, me, tell))
+        beat = threading.Thread(target=lease.beat, daemon=True, name=f"lease of {what}")
         beat.start()
         committed = False
         try:
@@ -141,8 +143,8 @@ def hold(folder: str, title: str, tell: Callable[[str], None]) -> Iterator["Leas
 class Lease:
     """A lease that was taken; whether it still is this attempt's, the store knows."""
 
-    def __init__(self, folder: str, title: str, me: Holder, generation: int):
-        self.folder, self.title, self.me, self.generation = folder, title, me, generation
+    def __init__(self, folder: str, what: str, me: Holder, generation: int):
+        self.folder, self.what, self.me, self.generation = folder, what, me, generation
         self._taken = time.monotonic()
         self._ended = threading.Event()
         self._lost: UserError | None = None
@@ -160,12 +162,12 @@ class Lease:
         last = _last(self.folder)
         if last is None:
             self._lost = UserError(
-                f"the lease of the stage {self.title!r} in {self.folder!r} is gone: another attempt has finished it, "
+                f"the lease of the {self.what} in {self.folder!r} is gone: another attempt has finished it, "
                 "or its files were deleted; run the same command again, which continues from what is there"
             )
         elif last[1].attempt != self.me.attempt:
             self._lost = UserError(
-                f"the stage {self.title!r} in {self.folder!r} was taken over by {last[1]}, for this attempt seemed "
+                f"the {self.what} in {self.folder!r} was taken over by {last[1]}, for this attempt seemed "
                 "dead (suspended, or cut off from the store): let that one finish, or end it and run the same command "
                 "again"
             )
@@ -214,18 +216,18 @@ class Lease:
         return True
 
 
-def _acquire(folder: str, title: str, me: Holder, tell: Callable[[str], None]) -> int:
+def _acquire(folder: str, what: str, me: Holder, tell: Callable[[str], None]) -> int:
     """The generation that is now `me`'s."""
     generation = 1
     while not storage.create(_generation(folder, generation), me.encode()):
-        last = _await_end(folder, title, me, tell)
+        last = _await_end(folder, what, me, tell)
         if last and last[1].attempt == me.attempt:
             return last[0]  # the answer to a request was lost, and its repetition found what the first one had created
         generation = last[0] + 1 if last else 1
     return generation
 
 
-def _await_end(folder: str, title: str, me: Holder, tell: Callable[[str], None]) -> tuple[int, Holder] | None:
+def _await_end(folder: str, what: str, me: Holder, tell: Callable[[str], None]) -> tuple[int, Holder] | None:
     """The last generation, which is nobody's or `me`'s; None if there is none; UserError if its holder is alive."""
     watched: Holder | None = None
     first, deadline = None, 0.0
@@ -241,7 +243,7 @@ def _await_end(folder: str, title: str, me: Holder, tell: Callable[[str], None])
             tell(f"looks for up to {LAPSE:.0f} s whether {holder}, who has it, is alive")
         elif sign is not None and sign != first:
             raise UserError(
-                f"the stage {title!r} in {folder!r} is being run by {holder}: wait until that has ended, or end it; "
+                f"the {what} in {folder!r} is being run by {holder}: wait until that has ended, or end it; "
                 "then run the same command again"
             )
         elif now >= deadline:

@@ -3,12 +3,17 @@
 The stages are those of any run, with inputs from the version before: the split, so that a label that was visible stays
 so; the semi-supervised model, for a warm start; the selections, where what was selected stays. These inputs enter the
 keys, so a result remains a function of its key, and a refresh that was killed goes on when it is started again.
+
+Shards that come while a refresh runs make other keys, so that no lease of a stage keeps a second refresh from training
+beside it. A refresh holds that of the folder of versions, for its whole length; one that finds nothing new needs none.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +23,10 @@ from pipeline import plan, storage, versions
 from pipeline.cluster import connected
 from pipeline.errors import DataError, SemiPruneError
 from pipeline.index import check_unchanged, load_index
+from pipeline.lease import Lease, hold
 from pipeline.recipe import Recipe
 from pipeline.run import Display, execute
-from pipeline.stage import Artifact, Part, Stage, are_done, write_table_part
+from pipeline.stage import Artifact, Part, Progress, Stage, are_done, write_table_part
 from pipeline.versions import Coreset, Past, Planned, Since, Version
 from pipeline.warm_start import Learned, decide
 
@@ -42,14 +48,61 @@ class Refreshed:
 def refresh(recipe: Recipe, display: Display) -> Refreshed:
     """Bring the coreset up to date; if nothing is new (no shard, no label, the same recipe), nothing is run.
 
-    Raises DataError if images that were indexed before have other sample_ids now, SemiPruneError if another refresh
-    made the version meanwhile, and all that a run raises.
+    Raises UserError, which names the other, if something is new or gone and another refresh of the root is alive;
+    DataError if images that were indexed before have other sample_ids now; SemiPruneError if another refresh made the
+    version meanwhile; and all that a run raises.
     """
-    scratch = plan.build(recipe)
+    scratch, known = plan.build(recipe), versions.load(recipe.root)
+    if _is_last(recipe, scratch, known):
+        return Refreshed(known[-1], False, _found(recipe, known))
+    place = storage.join(recipe.root, versions.FOLDER)
+    with hold(place, "refresh", partial(display.note, "refresh")) as lease:
+        made = _make(recipe, _Leased(display, lease))
+        lease.verify()
+        if made.is_new and not versions.create(recipe.root, made.version):
+            raise SemiPruneError(
+                f"version {made.version.number} of {recipe.root!r} was made by another refresh while this one ran: "
+                "look at it with `semiprune history`; the same command makes the next one if something is still new"
+            )
+        return made
+
+
+def is_current(recipe: Recipe, scratch: Stages) -> bool:
+    """Whether a refresh would find nothing to do. scratch: the recipe's plan as it is now."""
+    return _is_last(recipe, scratch, versions.load(recipe.root))
+
+
+@dataclass(frozen=True)
+class _Leased:
+    """A display whose progress raises UserError once the lease is another refresh's."""
+
+    display: Display
+    lease: Lease
+
+    @contextmanager
+    def stage(self, title: str) -> Iterator[Progress]:
+        with self.display.stage(title) as shown:
+
+            def progress(done: int, total: int, unit: str) -> None:
+                self.lease.check()
+                shown(done, total, unit)
+
+            yield progress
+
+    def skipped(self, title: str, key: str) -> None:
+        self.display.skipped(title, key)
+
+    def note(self, title: str, text: str) -> None:
+        self.display.note(title, text)
+
+
+def _make(recipe: Recipe, display: Display) -> Refreshed:
+    """The last version, with what is gone of it done once more, or a new one that has still to be created."""
+    scratch = plan.build(recipe)  # anew, as the versions: the lease may have been another refresh's until now
     state = _state(scratch, recipe)
     known = versions.load(recipe.root)
     if known and known[-1].state == state:
-        return Refreshed(known[-1], False, _again(recipe, known, display))
+        return Refreshed(known[-1], False, _run(_stages(recipe, known), recipe, display))
     if not known:
         return _finish(recipe, scratch, None, None, "from scratch: it is the first version", state, display)
     last = known[-1]
@@ -66,9 +119,8 @@ def refresh(recipe: Recipe, display: Display) -> Refreshed:
         return _finish(recipe, stages, last, last if warm else None, why, state, display)
 
 
-def is_current(recipe: Recipe, scratch: Stages) -> bool:
-    """Whether a refresh would find nothing to do. scratch: the recipe's plan as it is now."""
-    known = versions.load(recipe.root)
+def _is_last(recipe: Recipe, scratch: Stages, known: Sequence[Version]) -> bool:
+    """Whether the last version is of this plan, and all of it is there."""
     if not known or known[-1].state != _state(scratch, recipe):
         return False
     return are_done(_own(_stages(recipe, known)), recipe.root)
@@ -86,12 +138,9 @@ def _own(stages: Stages) -> Stages:
     return [stage for stage in stages if not isinstance(stage, Past)]
 
 
-def _again(recipe: Recipe, known: Sequence[Version], display: Display) -> list[Artifact]:
-    """The stages of the last version; what of them is gone is done once more, as it was done then."""
-    stages = _stages(recipe, known)
-    if not are_done(_own(stages), recipe.root):
-        return _run(stages, recipe, display)
-    found = [stage.load(recipe.root) for stage in _own(stages)]
+def _found(recipe: Recipe, known: Sequence[Version]) -> list[Artifact]:
+    """The stages of the last version, which are there."""
+    found = [stage.load(recipe.root) for stage in _own(_stages(recipe, known))]
     artifacts = [artifact for artifact in found if artifact is not None]
     check_unchanged(artifacts[0])
     return artifacts
@@ -126,7 +175,7 @@ def _finish(
     state: str,
     display: Display,
 ) -> Refreshed:
-    """Run the plan, and write the version that it makes."""
+    """Run the plan; the version that it makes is whole but for its manifest."""
     artifacts = _run(stages, recipe, display)
     # By the plan's titles: a manifest has that of the run which was first, where the same stage may be a test's.
     found = {stage.title: artifact for stage, artifact in zip(_own(stages), artifacts, strict=True)}
@@ -148,11 +197,6 @@ def _finish(
         stages=[Planned(stage.name, stage.title, stage.key) for stage in stages],
         parts=parts,
     )
-    if not versions.create(recipe.root, version):
-        raise SemiPruneError(
-            f"version {number} of {recipe.root!r} was made by another refresh while this one ran: look at it with "
-            "`semiprune history`; the same command makes the next one if something is still new"
-        )
     return Refreshed(version, True, artifacts)
 
 

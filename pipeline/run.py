@@ -64,7 +64,7 @@ def execute(
                 artifact = stage.load(root)
                 if artifact is None:
                     tell = partial(display.note, stage.title)
-                    lease = leases.enter_context(hold(stage.uri(root), stage.title, tell))
+                    lease = leases.enter_context(hold(stage.uri(root), f"stage {stage.title!r}", tell))
                     artifact = stage.load(root)  # who held it until now may have committed
                 if artifact is None:
                     if not started:

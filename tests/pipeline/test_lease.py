@@ -150,10 +150,10 @@ def ignore(_: str) -> None:
 @pytest.mark.usefixtures("fast")
 def test_one_holds_and_the_other_names_it(folder: str) -> None:
     told: list[str] = []
-    with hold(folder, "ssl", ignore) as held:
+    with hold(folder, "stage 'ssl'", ignore) as held:
         sentence = r"^the stage 'ssl' in '.*/ssl/0123' is being run by .+@.+ \(pid \d+, since .* UTC\): wait until .*;"
         with pytest.raises(UserError, match=rf"{sentence} then run the same command again$") as caught:
-            hold(folder, "ssl", told.append).__enter__()
+            hold(folder, "stage 'ssl'", told.append).__enter__()
         assert str(held.me) in str(caught.value) and str(held.me) in told[0]
         held.verify()
     assert storage.names(folder) == []

@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
 import re
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,27 +19,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import training
-from pipeline import plan, select, split, ssl, versions
+from pipeline import lease, plan, select, split, ssl, storage, versions
 from pipeline.epochs import EpochLog
 from pipeline.errors import DataError, SemiPruneError, UserError
 from pipeline.fsck import check
 from pipeline.gc import find, remove
 from pipeline.index import load_index
+from pipeline.lease import Holder, Lease, hold
 from pipeline.recipe import load_recipe
 from pipeline.refresh import Refreshed, _check_order, _since, refresh
 from pipeline.resources import Resources
 from pipeline.selectors import exact
 from pipeline.split import SplitConfig, SplitStageConfig
-from pipeline.stage import MANIFEST, Artifact, Output
+from pipeline.stage import MANIFEST, Artifact, Output, Stage
+from pipeline.status import read_status
 from pipeline.training import Worker
 from pipeline.versions import Past, Planned, Since, Version
 from pipeline.warm_start import Learned, RefreshConfig, decide
 from tests.pipeline.making import run_stage, silent, table_artifact
+from tests.pipeline.test_lease import elsewhere
 from tests.pipeline.test_run import Silent
 from tests.pipeline.test_select import config as select_config
 from tests.pipeline.test_split import make_index
 from tests.pipeline.test_ssl import config_of
-from tests.running import kill_tree, start, tiny_recipe, wait_for
+from tests.running import finish, kill_tree, run, start, tiny_recipe, wait_for
 
 SHARDS = [f"train-{number:06d}.tar" for number in range(6)]
 THEN = Learned(version=3, learner="a", num_samples=800, num_labels=100)
@@ -314,8 +320,21 @@ def test_a_stage_that_another_recipe_made_under_another_title_is_found(copied: P
     assert manifests and refreshed(copied).version.num_samples == 1437
 
 
-def test_of_two_refreshes_at_once_one_gets_the_number(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("looks", "message"),
+    [
+        (True, "the lease of the refresh in .*/run/versions' is gone: another attempt has finished it"),
+        (False, "version 1 of .* was made by another refresh while this one ran"),
+    ],
+)
+def test_of_two_that_come_as_far_as_the_version_one_gets_the_number(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, looks: bool, message: str
+) -> None:
+    """The first one seems dead between its last look at the lease and the version."""
     root, create = str(copied.with_suffix("")), versions.create
+    monkeypatch.setattr(Holder, "is_gone", lambda holder: True)
+    if not looks:
+        monkeypatch.setattr(Lease, "verify", lambda held: None)
 
     def later(place: str, version: Version) -> bool:
         monkeypatch.setattr(versions, "create", create)
@@ -323,7 +342,7 @@ def test_of_two_refreshes_at_once_one_gets_the_number(copied: Path, monkeypatch:
         return create(place, version)
 
     monkeypatch.setattr(versions, "create", later)
-    with pytest.raises(SemiPruneError, match=r"version 1 of .* was made by another refresh while this one ran"):
+    with pytest.raises(SemiPruneError, match=message):
         refreshed(copied)
     assert len(versions.load(root)) == 1
     waste = find(root, 1, now=2e10)
@@ -381,6 +400,128 @@ def annotate(recipe: Path, version: Version, count: int) -> None:
     wanted = versions.manifest(root, version).table("to_annotate").slice(0, count).to_pylist()
     with (recipe.parent / "annotated.csv").open("a") as file:
         file.writelines(f"{row['key']},{labels[row['sample_id']].as_py()}\n" for row in wanted)
+
+
+ENOUGH = SemiPruneError("the work failed")
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leases that are quick to tell."""
+    for name, value in {"BEAT": 0.05, "LOOK": 0.02}.items():
+        monkeypatch.setattr(lease, name, value)
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_second_refresh_stops_though_shards_came_meanwhile(
+    days: tuple[Path, Callable[[int], None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, arrive = days
+    arrive(0)
+    ran: list[str] = []
+
+    def execute(stages: list[Stage], *_: object) -> None:
+        ran.append(stages[-1].key)
+        if len(ran) == 1:
+            arrive(1)
+            with pytest.raises(UserError, match=rf"the refresh in .* is being run by .*\(pid {os.getpid()}, since .*;"):
+                refreshed(recipe)
+        raise ENOUGH
+
+    monkeypatch.setattr("pipeline.refresh.execute", execute)
+    for _ in range(2):
+        with pytest.raises(SemiPruneError, match="the work failed"):
+            refreshed(recipe)
+    assert len(set(ran)) == len(ran) == 2, "the first one, and who came when it had let go"
+
+
+@pytest.mark.usefixtures("fast")
+def test_the_lease_of_a_dead_refresh_is_taken_and_the_pool_looked_at_again(
+    days: tuple[Path, Callable[[int], None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, arrive = days
+    arrive(0)
+    monkeypatch.setattr(lease, "LAPSE", 0.1)
+    dead, before = elsewhere(f"{recipe.with_suffix('')}/versions"), keys(recipe)["report"]
+    ran: list[str] = []
+
+    class Waiting(Silent):
+        def note(self, title: str, text: str) -> None:
+            assert (title, text) == ("refresh", f"looks for up to 0 s whether {dead}, who has it, is alive")
+            arrive(1)
+
+    def execute(stages: list[Stage], *_: object) -> None:
+        ran.append(stages[-1].key)
+        raise ENOUGH
+
+    monkeypatch.setattr("pipeline.refresh.execute", execute)
+    with pytest.raises(SemiPruneError, match="the work failed"):
+        refreshed(recipe, display=Waiting())
+    assert ran == [keys(recipe)["report"]] != [before]
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_refresh_whose_lease_was_taken_stops_at_its_next_progress(
+    days: tuple[Path, Callable[[int], None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, arrive = days
+    arrive(0)
+    taken = Holder(**{**vars(Holder.new()), "user": "ana", "host": "elsewhere"})
+
+    def execute(stages: list[Stage], root: str, resources: Resources, display: Silent, _: object) -> None:
+        storage.create(f"{root}/versions/_LEASE-000002.json", taken.encode())
+        with display.stage("ssl") as progress:
+            for done in range(1000):
+                progress(done, 1000, "steps")
+                time.sleep(0.02)
+
+    monkeypatch.setattr("pipeline.refresh.execute", execute)
+    with pytest.raises(UserError, match=r"the refresh in .*/run/versions' was taken over by ana@elsewhere"):
+        refreshed(recipe)
+
+
+@pytest.mark.usefixtures("fast")
+def test_beside_a_running_one_a_refresh_with_nothing_new_ends_well(copied: Path) -> None:
+    root = copied.with_suffix("")
+    made = refreshed(copied).version
+    with hold(f"{root}/versions", "refresh", pytest.fail):
+        before = {path for path in root.rglob("*") if "_ALIVE-" not in path.name}
+        assert not refreshed(copied).is_new
+        assert {path for path in root.rglob("*") if "_ALIVE-" not in path.name} == before
+        assert versions.load(str(root)) == [made] and {row.state for row in read_status(str(root))} == {"done"}
+        assert check(str(root), silent).findings == [] and find(str(root), 1, now=2e10) == []
+        shutil.rmtree(made.of("report").uri(str(root)))
+        with pytest.raises(UserError, match=r"the refresh in .* is being run by"):
+            refreshed(copied)
+    assert not refreshed(copied).is_new and sorted(path.name for path in (root / "versions").iterdir()) == ["000001"]
+    assert check(str(root), silent).findings == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_one_process_refreshes_and_one_that_was_killed_is_followed_at_once(
+    days: tuple[Path, Callable[[int], None]],
+) -> None:
+    recipe, arrive = days
+    root, long = recipe.with_suffix(""), ("--set", "ssl.steps=1000000")
+
+    def trains(number: int) -> bool:
+        return len(list(root.glob("ssl/*/training/epoch-00000.json"))) == number
+
+    arrive(0)
+    first = start("refresh", str(recipe), *long)
+    wait_for(lambda: trains(1), first, "training")
+    arrive(1)
+    status, _, err = run("refresh", str(recipe), *long)
+    assert status == 2 and re.search(rf"error: the refresh in .* is being run by .*\(pid {first.pid}, since ", err), err
+    assert len(list(root.glob("index/*/_MANIFEST.json"))) == 1, "nothing was run"
+    kill_tree(first)
+    third = start("refresh", str(recipe), *long)
+    wait_for(lambda: trains(2), third, "training")
+    third.send_signal(signal.SIGINT)
+    status, _, err = finish(third)
+    assert status == 130 and "looks for" not in err, err
+    assert not lease.running(f"{root}/versions", storage.names(f"{root}/versions"))
 
 
 @pytest.mark.slow
