@@ -1,6 +1,7 @@
 """A run as a job of a cluster, which is there once however often it is submitted.
 
-The job is called after its run, so that the same run finds the job it has. What a job may do, it may do by the roles or
+The job is called after its run, so that the same run finds the job it has. A refresh that lives is found by its root,
+for shards that came since have made another one of it. What a job may do, it may do by the roles or
 the environment of the nodes: nothing of the submitter's environment travels with it.
 """
 
@@ -22,6 +23,7 @@ from pipeline.refresh import is_current
 from pipeline.stage import Stage, are_done
 
 Command = Literal["run", "refresh"]
+_PREFIXES = {"run": "semiprune-", "refresh": "semiprune-refresh-"}
 
 
 def run_id(recipe: Recipe, command: Command = "run") -> str:
@@ -34,7 +36,7 @@ def run_id(recipe: Recipe, command: Command = "run") -> str:
 
 def _name(recipe: Recipe, stages: list[Stage], command: Command) -> str:
     content = json.dumps([command, recipe.root, stages[-1].key])
-    return f"semiprune-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+    return f"{_PREFIXES[command]}{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
 def local_places(recipe: Recipe) -> list[str]:
@@ -51,12 +53,16 @@ def submit(
 ) -> tuple[Job, bool]:
     """The job of the run, and whether it is a new one: one that lives, or whose results are there, is the only one.
 
-    named: what the user called the recipe; note: told if a success has to be believed unseen; command: what to do with
-    the recipe. A further attempt has a number behind its id.
+    named: what the user called the recipe; note: told if a success has to be believed unseen, or a refresh that is
+    joined may have begun with less; command: what to do with the recipe. A further attempt has a number behind its id.
     """
     stages = plan.build(recipe)
     name = _name(recipe, stages, command)
-    attempts = [job for job in cluster.jobs() if re.fullmatch(rf"{name}(-\d+)?", job.id)]
+    jobs = cluster.jobs()
+    if command == "refresh" and (refreshing := [job for job in jobs if _refreshes(job, recipe.root)]):
+        note(f"{refreshing[-1].id} refreshes this root: what came since it began, such as shards, is for the next one")
+        return refreshing[-1], False
+    attempts = [job for job in jobs if re.fullmatch(rf"{name}(-\d+)?", job.id)]
     if attempts:
         last = attempts[-1]
         if last.is_live or (last.status == "SUCCEEDED" and _is_done(recipe, stages, note, command)):
@@ -67,6 +73,11 @@ def submit(
         pack(recipe, Path(folder))
         is_new = cluster.submit(name, folder, f"python -m jobs.cli {command} {RECIPE}", metadata)
     return cluster.find(name), is_new
+
+
+def _refreshes(job: Job, root: str) -> bool:
+    """Whether it is a refresh of that root, and lives."""
+    return job.is_live and job.id.startswith(_PREFIXES["refresh"]) and job.root.rstrip("/") == root.rstrip("/")
 
 
 def _is_done(recipe: Recipe, stages: list[Stage], note: Callable[[str], None], command: Command) -> bool:

@@ -51,7 +51,7 @@ class Recorder:
         sent: dict[str, Any] = json.loads(body)
         return sent
 
-    def add(self, name: str, status: str) -> None:
+    def add(self, name: str, status: str, root: str = "s3://bucket/run") -> None:
         self.jobs.append(
             {
                 "type": "SUBMISSION",
@@ -59,7 +59,7 @@ class Recorder:
                 "status": status,
                 "entrypoint": "",
                 "start_time": len(self.jobs) + 1,
-                "metadata": {"root": "s3://bucket/run"},
+                "metadata": {"root": root},
             }
         )
 
@@ -80,8 +80,9 @@ def recorder() -> Iterator[Recorder]:
             elif self.command == "GET":
                 answer = json.dumps(recorded.jobs).encode()
             elif self.command == "POST":
-                name = json.loads(body)["submission_id"]
-                recorded.add(name, "RUNNING")
+                sent = json.loads(body)
+                name = sent["submission_id"]
+                recorded.add(name, "RUNNING", sent["metadata"]["root"])
                 answer = json.dumps({"job_id": name, "submission_id": name}).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(answer)))
@@ -212,6 +213,26 @@ def test_a_refresh_is_another_job(recorder: Recorder) -> None:
     job, is_new = submit(Cluster(recorder.address), loaded(), "cifar10.yaml", str, "refresh")
     assert is_new and job.id == run_id(loaded(), "refresh")
     assert recorder.submitted()["entrypoint"] == "python -m jobs.cli refresh recipe.json"
+
+
+def test_a_refresh_of_the_root_that_lives_is_joined_though_shards_came(recorder: Recorder, tmp_path: Path) -> None:
+    there, told = Cluster(recorder.address), []
+
+    def submitted(root: str = "s3://bucket/run") -> tuple[Job, bool]:
+        recipe = loaded(root=root, **{"data.shards": f"{tmp_path}/*.tar"})
+        return submit(there, recipe, "cifar10.yaml", told.append, "refresh")
+
+    (tmp_path / "train-000000.tar").touch()
+    recorder.add(run_id(loaded()), "RUNNING")
+    first, is_new = submitted()
+    assert is_new and told == []
+    (tmp_path / "train-000001.tar").touch()
+    assert submitted("s3://bucket/run/") == (first, False)
+    assert told == [f"{first.id} refreshes this root: what came since it began, such as shards, is for the next one"]
+    assert submitted("s3://bucket/other")[1]
+    recorder.jobs[1]["status"] = "FAILED"
+    second, is_new = submitted()
+    assert is_new and second.id != first.id and len(told) == 1
 
 
 def test_the_address_given_is_the_one_used(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
