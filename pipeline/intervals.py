@@ -38,7 +38,7 @@ def spearman(x: NDArray[np.floating], y: NDArray[np.floating]) -> tuple[float, I
     rho = float(np.clip(deviations[0] @ deviations[1] / norms.prod(), -1, 1))
     centre = math.atanh(min(max(rho, -1 + 1e-15), 1 - 1e-15))
     half = Z_95 * math.sqrt((1 + rho**2 / 2) / (len(x) - 3))
-    return rho, (math.tanh(centre - half), math.tanh(centre + half))
+    return rho, (min(math.tanh(centre - half), rho), max(math.tanh(centre + half), rho))  # near 1, tanh rounds up
 
 
 def predicted(correct: int, total: int, unseen: int) -> tuple[int, int]:

@@ -32,11 +32,19 @@ def test_the_rank_correlation_is_scipys_ties_and_all(pairs: list[tuple[int, int]
     assert found is not None
     rho, (low, high) = found
     assert rho == pytest.approx(spearmanr(x, y).statistic, abs=1e-12)
-    assert -1 <= low <= rho + 1e-9 and rho - 1e-9 <= high <= 1
+    assert -1 <= low <= rho <= high <= 1
 
 
 def test_three_rows_have_no_correlation() -> None:
     assert spearman(np.arange(3.0), np.arange(3.0)) is None
+
+
+@pytest.mark.parametrize("n", [4, 7, 20, 60, 1000])
+def test_a_correlation_of_1_is_in_its_interval(n: int) -> None:
+    found = spearman(np.arange(float(n)), np.arange(float(n)))
+    assert found is not None
+    rho, (low, high) = found
+    assert rho == pytest.approx(1) and low <= rho <= high
 
 
 def test_the_interval_of_a_correlation_holds_the_true_one_in_19_of_20_cases() -> None:
