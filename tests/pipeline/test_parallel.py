@@ -69,6 +69,7 @@ def test_a_task_whose_worker_dies_is_run_again(ray_local, tmp_path):
     assert map_items([0, 1, 2], task, resources=TWO, progress=silent, unit="shards") == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_gpu_keeps_its_process_from_item_to_item(tmp_path):
     script = f"""
 import os, ray
