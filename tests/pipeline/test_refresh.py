@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from models import training
 from pipeline import lease, plan, select, split, ssl, storage, versions
+from pipeline import refresh as refresh_module
 from pipeline.epochs import EpochLog
 from pipeline.errors import DataError, SemiPruneError, UserError
 from pipeline.fsck import check
@@ -495,6 +496,22 @@ def test_beside_a_running_one_a_refresh_with_nothing_new_ends_well(copied: Path)
             refreshed(copied)
     assert not refreshed(copied).is_new and sorted(path.name for path in (root / "versions").iterdir()) == ["000001"]
     assert check(str(root), silent).findings == []
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_refresh_whose_lease_is_gone_makes_no_version(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, make = copied.with_suffix(""), refresh_module._make
+
+    def made(*arguments: Any) -> Refreshed:
+        found = make(*arguments)
+        for path in (root / "versions").glob("_LEASE-*"):
+            path.unlink()
+        return found
+
+    monkeypatch.setattr(refresh_module, "_make", made)
+    with pytest.raises(UserError, match=r"the lease of the refresh in .* is gone"):
+        refreshed(copied)
+    assert versions.load(str(root)) == []
 
 
 @pytest.mark.slow
