@@ -1,5 +1,7 @@
 """Where bfloat16 is used, and what it leaves alone."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -15,15 +17,25 @@ def test_what_was_asked_for_is_what_is_used_on_any_device(device: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("avx512", "amx", "expected"),
-    [(False, False, "fp32"), (True, False, "bf16"), (False, True, "bf16"), (True, True, "bf16")],
+    ("cpu", "expected"),
+    [
+        ({"cpu_name": "AMD EPYC 9R14", "avx512_bf16": True, "amx_bf16": False}, "bf16"),
+        ({"cpu_name": "AMD EPYC 7B13", "avx512_bf16": False, "amx_bf16": False}, "fp32"),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, "bf16"),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, "fp32"),
+        ({"architecture": "aarch64", "neon": True}, "fp32"),
+    ],
 )
 def test_auto_is_bf16_on_a_cpu_that_is_fast_at_it(
-    monkeypatch: pytest.MonkeyPatch, avx512: bool, amx: bool, expected: str
+    monkeypatch: pytest.MonkeyPatch, cpu: dict[str, Any], expected: str
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
     assert resolve("auto", CPU) == expected
+
+
+def test_what_torch_says_of_this_cpu_is_understood() -> None:
+    assert torch.cpu.get_capabilities()["architecture"]
+    assert resolve("auto", CPU) in ("bf16", "fp32")
 
 
 @pytest.mark.parametrize(("native", "expected"), [(True, "bf16"), (False, "fp32")])
