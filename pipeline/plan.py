@@ -61,13 +61,13 @@ class _Plan:
         self.recipe, self.since, self.seed = recipe, since, recipe.seed
         class_names.check(recipe.data, recipe.evaluate.test_shards if recipe.evaluate else ())
         self.stages: list[Stage] = since.stages()
-        self.data = self.add("index", 1, index.IndexConfig.of(recipe.data), {}, index.run)
         tests = {}
-        if recipe.evaluate is not None:  # before any training: a missing test shard is told at once
+        if recipe.evaluate is not None:  # first, since it is small: a missing test shard is told at once
             test = DataConfig.model_validate(
                 {**recipe.data.model_dump(), "shards": recipe.evaluate.test_shards, "labels": None}
             )
             tests = {"test_index": self.add("index", 1, index.IndexConfig.of(test), {}, index.run, "index test")}
+        self.data = self.add("index", 1, index.IndexConfig.of(recipe.data), {}, index.run)
         encoded = {}
         if recipe.encode is not None:
             source = encode.EncodeStageConfig.of(recipe.encode)

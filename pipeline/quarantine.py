@@ -47,7 +47,7 @@ def admit(table: pa.Table, num_samples: int, num_shards: int, limit: float, out:
     of_shards = table.filter(pc.or_(pc.equal(table["row"], tar.WHOLE), pc.equal(table["reason"], tar.TRUNCATED)))
     samples = table.num_rows - of_shards.num_rows
     shards = pc.sum(pc.not_equal(of_shards["reason"], "empty shard")).as_py() or 0
-    fraction = max(samples / max(num_samples + samples, 1), shards / num_shards)
+    fraction, of = max((samples / max(num_samples + samples, 1), "samples"), (shards / num_shards, "shards"))
     if fraction <= limit and num_samples:
         return
     reasons = ", ".join(f"{count} {reason}" for reason, count in count_reasons(table).items())
@@ -61,4 +61,4 @@ def admit(table: pa.Table, num_samples: int, num_shards: int, limit: float, out:
         advice = f"over data.quarantine_limit={limit:g}: mend the shards or raise the limit"
     else:
         advice = "and nothing is left: mend the shards"
-    raise DataError(f"{fraction:.2%} of the data cannot be used ({reasons}), {advice}; first {first}; all in {place}")
+    raise DataError(f"{fraction:.2%} of the {of} cannot be used ({reasons}), {advice}; first {first}; all in {place}")

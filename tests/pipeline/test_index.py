@@ -132,7 +132,7 @@ def test_a_second_archive_in_a_shard_is_no_secret(ray_local, tmp_path):
     artifact = run_index(tmp_path / "run", f"{tmp_path}/data/*.tar")
     assert [(shard.num_rows, shard.first_id) for shard in load_shards(artifact)] == [(4, 0), (0, 4), (4, 4)]
     assert quarantined(artifact) == [(path.name, -1, "", "data after the end marker") for path in (first, second)]
-    with pytest.raises(DataError, match=r"66\.67% of the data cannot be used \(2 data after the end marker\)"):
+    with pytest.raises(DataError, match=r"66\.67% of the shards cannot be used \(2 data after the end marker\)"):
         run_index(tmp_path / "strict", f"{tmp_path}/data/*.tar", quarantine_limit=0.5)
 
 

@@ -90,7 +90,7 @@ def test_the_sentence_counts_the_reasons_and_names_the_first_three_and_the_table
     with pytest.raises(DataError) as caught:
         admit(pa.Table.from_pylist(rows, SCHEMA), 6, 10, 0.05, out)
     assert str(caught.value) == (
-        "33.33% of the data cannot be used (2 no image, 1 not a tar, 1 undecodable image), over "
+        "33.33% of the samples cannot be used (2 no image, 1 not a tar, 1 undecodable image), over "
         "data.quarantine_limit=0.05: mend the shards or raise the limit; first cat in d/a.tar: undecodable image "
         "(no JPEG); dog in d/a.tar: no image; the whole shard in d/b.tar: not a tar; all in "
         f"{tmp_path}/{out.parts[0].name}"
