@@ -2,7 +2,6 @@
 
 import io
 import json
-import pickle
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,7 +56,7 @@ def read_weights(data: bytes) -> dict[str, torch.Tensor]:
         return _read_safetensors(data)
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # its reader of legacy files stumbles over foreign bytes in any way
         raise UserError(
             "it is no file of torch.save or safetensors, or holds more than tensors, which is not safe to load: save "
             "network.state_dict() alone"
@@ -120,6 +119,16 @@ class Encoder:
                     features = self._network(self._prepared(padded))
                 found.append(features[: len(chunk)].float().flatten(1).cpu())
         return torch.cat(found)
+
+    def check(self, side: int) -> None:
+        """UserError if the network cannot take images [n, side, side, 3], resized as they will be."""
+        image = torch.zeros((1, side, side, 3), dtype=torch.uint8, device=self.device)
+        try:
+            with torch.inference_mode():
+                self._network(self._prepared(image))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"the network takes no images of {self.size or side} pixels ({reason})") from error
 
     def _prepared(self, images: torch.Tensor) -> torch.Tensor:
         x = images.permute(0, 3, 1, 2).float() / 255

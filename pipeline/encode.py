@@ -18,7 +18,7 @@ from pipeline.embeddings import Vectors, write_embeddings
 from pipeline.epoch_order import Ids
 from pipeline.epoch_plan import in_order
 from pipeline.errors import DataError, UserError
-from pipeline.index import load_index
+from pipeline.index import load_config, load_index
 from pipeline.parallel import map_items
 from pipeline.predictor import ROWS_AT_A_TIME, ROWS_PER_TASK
 from pipeline.resources import Resources
@@ -151,7 +151,7 @@ def run(
         task = partial(_copy, settings=settings, uri=out.uri)
     else:
         cpus, gpus = resources.cpus_per_worker, resources.gpus_per_worker
-        weights = _write_weights(settings, out)
+        weights = _write_weights(settings, load_config(index).data.image_size, out)
         items = [(low, np.arange(low, high)) for low, high in spans]
         task = partial(_encode, settings=settings, weights=weights, index=index, uri=out.uri, resources=resources)
     found = map_items(items, task, resources=resources, progress=progress, unit="parts", cpus=cpus, gpus=gpus)
@@ -162,16 +162,20 @@ def run(
     return {"num_samples": num_samples, "width": widths[0][1], "dtype": settings.dtype}
 
 
-def _write_weights(settings: EncodeConfig, out: Output) -> tuple[str, str] | None:
-    """Where the weights now are and their SHA-256; UserError before any task if they cannot be used."""
+def _write_weights(settings: EncodeConfig, side: int, out: Output) -> tuple[str, str] | None:
+    """Where the weights now are and their SHA-256; UserError before any task if they cannot be used on the images."""
     place = _weights_file(settings)
     if place is None:
         return None
     data = storage.read(place)
     try:
-        build(settings, read_weights(data), use_gpu=False)
+        encoder = build(settings, read_weights(data), use_gpu=False)
     except UserError as error:
         raise UserError(f"encode.weights={settings.weights!r} cannot be used: {error}") from error
+    try:
+        encoder.check(side)
+    except UserError as error:
+        raise UserError(f"encode.encoder={settings.encoder!r}: {error}: set encode.size to what it takes") from error
     part = out.write("encoder", ".pt", data)
     return storage.join(out.uri, part.name), part.sha256
 

@@ -110,6 +110,8 @@ def test_nothing_is_unpickled(tmp_path: Path, network: nn.Module) -> None:
         (b"no weights at all", "save network"),
         (saved({"state_dict": {}, "epoch": 3}), "an object with state_dict, epoch instead of tensors"),
         (saved([1]), "of another kind"),
+        (b"./a\0" * 200, "save network"),  # a stack that its reader finds empty
+        (b"\x80\x02.", "save network"),
         ((30).to_bytes(8, "little") + b'{"a": {"dtype": "F8", "shape":' + b"  ", "header is damaged"),
     ],
 )

@@ -122,6 +122,16 @@ def test_weights_that_cannot_be_used_are_told_before_any_image_is_read(
         EncodeStageConfig.of(EncodeConfig(table="/absent.parquet"))
 
 
+def test_images_that_a_network_cannot_take_are_told_before_any_is_read(tmp_path: Path, index: Artifact) -> None:
+    from torchvision import models
+
+    weights = tmp_path / "densenet.pt"
+    torch.save(models.densenet121(weights=None).state_dict(), weights)
+    sentence = r"encode.encoder='densenet121': the network takes no images of 16 pixels \(.*\): set encode.size to"
+    with pytest.raises(UserError, match=sentence):
+        run(tmp_path, index, encoder="densenet121", weights=str(weights), size=16)
+
+
 def test_published_weights_come_from_the_hub_cache_and_nothing_is_downloaded(
     tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
