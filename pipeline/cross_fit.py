@@ -22,7 +22,7 @@ from pipeline.pseudo_label import Holdout
 from pipeline.resources import Resources
 from pipeline.second_round import described, together
 from pipeline.stage import Artifact, Output, Progress
-from pipeline.trust import TrustConfig, expected_wrong, judged, unlabelled_alone
+from pipeline.trust import TrustConfig, expected_wrong, judged, unjudged, unlabelled_alone
 from pipeline.verdict import verdict
 
 
@@ -67,5 +67,6 @@ def run(
             split.manifest["config"]["settings"]["draw"],
             split.metrics.get("num_annotated", 0),
             second_round["held_out"]["rounds"][0]["correct"] if second_round else None,
+            unjudged(split.metrics, found),
         ),
     }

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline import counter
+from pipeline import counter, ranks
 from pipeline.calibration import by_confidence, calibrate
 from pipeline.config import Config
 from pipeline.dynamics_store import DynamicsStore
@@ -55,7 +55,7 @@ def run(
     num_samples, harder = inputs["score"].metrics["num_samples"], inputs["score"].metrics["harder"]
     table = _predictions(holdout, inputs["pseudo_label"])
     progress(1, 3, "steps")
-    shares = _pool_scores(inputs["score"], holdout.sample_ids, harder)
+    shares = _pool_scores(inputs["score"], holdout.sample_ids, harder, config.seed)
     progress(2, 3, "steps")
     truth = _true_scores(inputs, len(holdout.labels))
     for name, values in {**shares, **truth}.items():
@@ -76,7 +76,7 @@ def run(
         "pool": expected_wrong(num_wrong, total, num_samples - num_train - total),
         "more_labels": _more_labels(holdout, num_wrong, config.seed),
         **({"second_round": second_round} if second_round else {}),
-        "verdict": verdict(total - num_wrong, total, draw, num_annotated, first_round),
+        "verdict": verdict(total - num_wrong, total, draw, num_annotated, first_round, unjudged(known, found)),
     }
 
 
@@ -104,6 +104,12 @@ def judged(table: pa.Table, logits: NDArray[np.float32], harder: Mapping[str, st
             for column in recorded
         },
     }
+
+
+def unjudged(split: Mapping[str, Any], judged: Mapping[str, Any]) -> int:
+    """How many classes have one label, which trains the model; split: that stage's metrics; judged: of `judged`."""
+    seen = {row["label"] for row in judged["per_class"]}
+    return sum(count == 1 and int(label) not in seen for label, count in split["class_counts"].items())
 
 
 def expected_wrong(wrong: int, seen: int, unknown: int) -> dict[str, Any] | None:
@@ -183,9 +189,14 @@ def _predictions(holdout: Holdout, pseudo_label: Artifact) -> pa.Table:
     )
 
 
-def _pool_scores(score: Artifact, ids: NDArray[np.int64], harder: Mapping[str, str]) -> dict[str, NDArray[Any]]:
+def _pool_scores(
+    score: Artifact, ids: NDArray[np.int64], harder: Mapping[str, str], seed: int
+) -> dict[str, NDArray[Any]]:
     """Of the held-out ids the scores by the labels that the proxy was given, under `given:c`, and the share of the pool
-    that is harder, under `harder_share:c`, half of the equals counted with it.
+    that is harder, under `harder_share:c`.
+
+    Of its equals a row has as many before it as by the hash that selectors of this seed go by, as if that were uniform:
+    a cut that parts them, for which thousands of a score like forgetting may be equal, parts the held-out ones too.
     """
     held: dict[str, NDArray[Any]] = {}
     for table in score.tables(columns=["sample_id", *harder]):
@@ -194,16 +205,17 @@ def _pool_scores(score: Artifact, ids: NDArray[np.int64], harder: Mapping[str, s
         for column in harder:
             values = table[column].to_numpy()
             held.setdefault(column, np.empty(len(ids), values.dtype))[place[here]] = values[here]
-    below = {column: np.zeros(len(ids)) for column in harder}
+    before = {column: np.zeros(len(ids)) for column in harder}
+    tie = ranks.ties(seed, ids) / 2.0**64
     num_samples = 0
     for table in score.tables(columns=list(harder)):
         num_samples += table.num_rows
         for column in harder:
             values = np.sort(table[column].to_numpy())
-            below[column] += sum(np.searchsorted(values, held[column], side) for side in ("left", "right")) / 2
-    shares = {column: below[column] / num_samples for column in harder}
+            low, high = (np.searchsorted(values, held[column], side) for side in ("left", "right"))
+            before[column] += (len(values) - high if harder[column] == "high" else low) + tie * (high - low)
     return {GIVEN + column: values for column, values in held.items()} | {
-        HARDER_SHARE + column: 1 - shares[column] if end == "high" else shares[column] for column, end in harder.items()
+        HARDER_SHARE + column: places / num_samples for column, places in before.items()
     }
 
 

@@ -29,21 +29,36 @@ CAME_BACK = (
     "pool as it was before, and not for what is left of it without a label"
 )
 """The same of labels that annotators gave back: a coreset leaves other images behind than a random choice would."""
+UNJUDGED = (
+    "{:,} of the classes, often the rare ones, have one label, which trains the model: nothing checks their "
+    "pseudo-labels, of which more may be wrong"
+)
+"""The same of classes with one label: no class is left without a row to train on."""
 
 
 def verdict(
-    correct: int, total: int, draw: str = "uniform", num_annotated: int = 0, first_round: int | None = None
+    correct: int,
+    total: int,
+    draw: str = "uniform",
+    num_annotated: int = 0,
+    first_round: int | None = None,
+    num_unjudged: int = 0,
 ) -> dict[str, Any]:
     """What to do, of `correct` of `total` held-out pseudo-labels whose images were drawn in that way.
 
     num_annotated: labels of other images, that annotators gave back; first_round: how many were right before a second
-    round, None where there is none. level: "trust", "label more", "do not use", or "not measured" where total is 0, and
-    where much is right of typical images; why: a sentence with the numbers; caveat: a sentence, or None.
+    round, None where there is none; num_unjudged: classes whose only label is not among the held-out ones. level:
+    "trust", "label more", "do not use", or "not measured" where total is 0, and where much is right of typical images;
+    why: a sentence with the numbers; caveat: a sentence, or None.
     """
     level, why = _judge(correct, total, first_round)
     if draw == "typiclust" and level == "trust":
         level = "not measured"
-    caveats = [CAVEATS[draw], CAME_BACK.format(num_annotated) if num_annotated else None]
+    caveats = [
+        CAVEATS[draw],
+        CAME_BACK.format(num_annotated) if num_annotated else None,
+        UNJUDGED.format(num_unjudged) if num_unjudged else None,
+    ]
     return {
         "level": level,
         "why": why,

@@ -16,6 +16,7 @@ from pipeline import select, trust
 from pipeline.errors import UserError
 from pipeline.mislabel import choose
 from pipeline.pseudo_label import Holdout
+from pipeline.ranks import ties
 from pipeline.recipe import load_recipe
 from pipeline.resources import Resources
 from pipeline.scores import compute_scores
@@ -69,15 +70,36 @@ def test_the_metrics_are_a_recount(held: HeldOut, metrics: dict[str, Any]) -> No
     json.dumps(metrics, allow_nan=False)
 
 
-def test_a_share_is_that_of_the_pool_with_a_harder_score_and_half_of_the_equals(
+def test_a_share_is_that_of_the_pool_with_a_harder_score_and_of_the_equals_by_their_hash(
     done: dict[str, Artifact], held: HeldOut
 ) -> None:
     scores = done["score"].table()
+    seed = done["trust"].manifest["config"]["seed"]
     for column, harder in done["score"].metrics["harder"].items():
         pool = scores[column].to_numpy() * (1 if harder == "high" else -1)
-        expected = [((pool > pool[i]).sum() + (pool == pool[i]).sum() / 2) / N for i in held.sample_ids]
+        hashes = ties(seed, held.sample_ids) / 2.0**64
+        expected = [
+            ((pool > pool[i]).sum() + share * (pool == pool[i]).sum()) / N
+            for i, share in zip(held.sample_ids, hashes, strict=True)
+        ]
         np.testing.assert_allclose(held.harder_share(column), expected, atol=1e-12)
         assert np.array_equal(held.table[f"given:{column}"].to_numpy(), scores[column].to_numpy()[held.sample_ids])
+
+
+@pytest.mark.parametrize("harder", ["low", "high"])
+def test_a_cut_through_equal_scores_parts_the_held_out_rows_as_it_parts_the_pool(tmp_path: Path, harder: str) -> None:
+    """A third of all are never forgotten, say: half of those a selector keeps."""
+    ids, keep, cut, seed = np.arange(6000), 0.3, 0.5, 7
+    scores = np.repeat([0.0, 1.0, 2.0], 2000).astype(np.float32)[np.random.default_rng(0).permutation(6000)]
+    pool = pa.table({"sample_id": ids, "mine": scores})
+    out = Output(str(tmp_path))
+    out.write_table(pool)
+    artifact = Artifact(out.uri, {"parts": [vars(part) for part in out.parts]})
+    share = trust._pool_scores(artifact, ids[::5], {"mine": harder}, seed)["harder_share:mine"]
+    options = {"score": "mine", "mislabel_fraction": cut, "harder": harder}
+    kept = scores_select(pool, "double_end", keep_fraction=keep, seed=seed, **options)
+    said = (share >= cut) & (share < cut + keep)
+    assert (said != np.isin(ids[::5], kept)).sum() < 30  # of 1200; all equals in or out would be wrong in hundreds
 
 
 def test_scores_by_true_labels_are_those_of_their_own_record(

@@ -39,6 +39,7 @@ def test_the_way_labels_were_drawn_is_a_caveat() -> None:
     assert verdict(950, 1000)["caveat"] is None
     assert "equal classes" in verdict(950, 1000, "per_class")["caveat"]
     assert verdict(950, 1000, "per_class")["level"] == "trust"
+    assert "3 of the classes" in verdict(950, 1000, num_unjudged=3)["caveat"]
     typical = verdict(950, 1000, "typiclust")
     assert typical["level"] == "not measured" and "easy ones" in typical["caveat"]
     assert verdict(0, 0, "typiclust", num_annotated=5)["caveat"] is None
