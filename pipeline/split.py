@@ -102,7 +102,8 @@ def run(
     refresh `earlier`, the split of the version before, and `earlier_pool`, its pseudo-labels: what was visible then
     stays so and keeps its role, lest a row check the pseudo-labels of a model that began as one that was trained on it.
     Part `annotated`: sample_ids of `settings.labels`, if there is such a table. Raises UserError if there are too few
-    labels, or if a class would have no training label; where chosen images have none, it names a table of them.
+    labels, if a class would have no training label, or a fold no row; where chosen images have none, it names a table
+    of them.
     """
     index, settings = inputs["index"], config.settings
     rows = load_index(index, ["label"])
@@ -124,6 +125,8 @@ def run(
         held[new] = _hold_out(ids[new], labels[new], config.seed, settings.holdout_fraction)
         if settings.num_labelled != 0:
             _check_classes(rows["label"].to_numpy(), labels[~held], len(ids), num_classes, settings)
+        if settings.folds is not None:
+            _check_folds(fold_of(ids, labels, annotations.sample_ids, config.seed, settings.folds), settings.folds)
     except UserError as error:
         raise UserError(f"{_unknown_keys(index)}{error}") from error
     role = np.where(held, "holdout", "train")
@@ -251,6 +254,15 @@ def _check_classes(labels: Ids, trained: Ids, num_visible: int, num_classes: int
     raise UserError(f"class {missing[0]}{others} has no training label among the {num_visible} drawn: {advice}")
 
 
+def _check_folds(fold: Ids, folds: int) -> None:
+    empty = np.setdiff1d(np.arange(folds), fold)
+    if len(empty):
+        raise UserError(
+            f"split.folds={folds}, but none of the {len(fold)} labels falls into fold {empty[0] + 1}: lower it, or "
+            "give more labels"
+        )
+
+
 def _unknown_keys(index: Artifact) -> str:
     """Where a table of labels names images that the shards lack: how many it does name; else ""."""
     data = load_config(index).data
@@ -275,3 +287,20 @@ def _hold_out(ids: Ids, labels: Ids, seed: int, fraction: float) -> NDArray[np.b
     held = np.zeros(len(ids), bool)
     held[candidates[: math.floor(exact(fraction) * len(ids))]] = True
     return held
+
+
+def fold_of(ids: Ids, labels: Ids, annotated: Ids, seed: int, folds: int) -> Ids:
+    """The fold of each labelled row, 0..folds - 1, or -1 for one that is never held out: int64 [n].
+
+    Never held out are the annotated rows, and one row of a class whose rows are all in one fold. All else depends on
+    (seed, sample_id) alone, so a row stays where it is when others come, and in a refresh no model begins as one that
+    knew the labels that it is judged by.
+    """
+    bits = counter.hash64(seed, "split-fold", 0, ids)
+    fold = (bits % np.uint64(folds)).astype(np.int64)
+    fold[np.isin(ids, annotated)] = -1
+    for label in np.unique(labels):
+        here = np.flatnonzero(labels == label)
+        if len(np.unique(fold[here])) == 1 and fold[here[0]] >= 0:
+            fold[here[np.argmin(bits[here])]] = -1
+    return fold

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from pipeline import cross_fit, fold, select
 from pipeline.errors import UserError
-from pipeline.fold import FoldConfig, fold_of
+from pipeline.fold import FoldConfig
 from pipeline.pseudo_label import Holdout
 from pipeline.recipe import load_recipe
 from pipeline.resources import Resources
 from pipeline.select import SelectConfig
-from pipeline.split import SplitConfig
+from pipeline.split import SplitConfig, fold_of
 from pipeline.stage import Artifact, Output
 from pipeline.trust import HeldOut, TrustConfig, expected_wrong
 from tests.pipeline.making import run_stage, silent
@@ -69,16 +69,9 @@ def test_the_folds_hold_every_label_out_once(tmp_path: Path) -> None:
     assert sorted(held) == [row["sample_id"] for row in rows]
 
 
-def test_a_fold_without_a_row_is_told(tmp_path: Path) -> None:
-    chosen = {"num_labelled": 4, "folds": 50}
-    split, rows = run_split(tmp_path, **chosen)
-    ids, labels = (np.array([row[name] for row in rows]) for name in ("sample_id", "label"))
-    empty = next(number for number in range(50) if number not in fold_of(ids, labels, ids[:0], 0, 50))
-    config = FoldConfig(seed=0, settings=SplitConfig(**chosen), fold=empty)
-    with pytest.raises(
-        UserError, match=rf"^split.folds=50, but none of the 4 labels falls into fold {empty + 1}: lower"
-    ):
-        run_stage(tmp_path, "fold", fold.run, config, {"split": split})
+def test_a_fold_without_a_row_is_told_before_any_training(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^split.folds=50, but none of the 4 labels falls into fold \d+: lower it"):
+        run_split(tmp_path, num_labelled=4, folds=50)
 
 
 def put_together(done: dict[str, Artifact], folder: Path, second_round: bool = False) -> Artifact:
