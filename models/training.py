@@ -61,7 +61,7 @@ def optimiser(model: nn.Module, config: TrainingConfig) -> torch.optim.SGD:
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     nesterov = config.nesterov and config.momentum > 0
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, foreach=True)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=True)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

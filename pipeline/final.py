@@ -26,7 +26,7 @@ from pipeline.random_crop import CroppedTraining
 from pipeline.resources import Resources
 from pipeline.stage import Artifact, Progress
 
-VERSION = 2
+VERSION = 3
 """Raised when the code changes what a training yields."""
 
 Ids = NDArray[np.int64]

@@ -122,9 +122,11 @@ class _Plan:
             num_classes = self.recipe.data.num_classes
             config = ssl.SslConfig(seed=self.seed, num_classes=num_classes, training=training, confident=confident)
             sources = {**labels, **first_round, **start}
-            model = self.add("ssl", 2, config, sources, ssl.run, f"ssl{round_}{which}", ("index",))
+            model = self.add("ssl", 3, config, sources, ssl.run, f"ssl{round_}{which}", ("index",))
             sources, title = {**labels, "ssl": model}, f"pseudo_label{round_}{which}"
-            guesses = self.add("pseudo_label", 2, predictions, sources, pseudo_label.run, title, ("index",))
+            is_last = not which and (round_ == ROUNDS[1] or settings.second_round is None)
+            kept = predictions if is_last else predictions.model_copy(update={"keep": ()})
+            guesses = self.add("pseudo_label", 2, kept, sources, pseudo_label.run, title, ("index",))
             return {"ssl": model, "pseudo_label": guesses}
 
         first = taught(ROUNDS[0])
@@ -138,7 +140,7 @@ class _Plan:
         recipe, whole = self.recipe, {"index": self.data, "pseudo_label": labels}
         config = proxy.ProxyConfig(seed=self.seed, num_classes=recipe.data.num_classes, training=recipe.proxy)
         images = () if recipe.proxy.random_crop else ("index",)
-        found = {"proxy": self.add("proxy", 4, config, whole, proxy.run, f"proxy{which}", images)}
+        found = {"proxy": self.add("proxy", 5, config, whole, proxy.run, f"proxy{which}", images)}
         if recipe.needs_embeddings:
             looked = {**whole, **found}
             found["embed"] = self.add("embed", 1, embed.EmbedConfig(), looked, embed.run, f"embed{which}", ("index",))
@@ -152,7 +154,7 @@ class _Plan:
         names = ["pseudo_label", "proxy", "score"] + (["first_round", "ssl"] if "first_round" in found else [])
         sources = {"split": parts, **{name: found[name] for name in names}}
         name = "fold_trust" if which else "trust"
-        return self.add(name, 2, trust.TrustConfig(seed=self.seed), sources, trust.run, f"trust{which}")
+        return self.add(name, 3, trust.TrustConfig(seed=self.seed), sources, trust.run, f"trust{which}")
 
     def cross_fit(self, parts: Stage, found: Mapping[str, Stage]) -> dict[str, Stage]:
         """What all labels say, each held out once from trainings of its fold; and these, by their titles."""
@@ -170,7 +172,7 @@ class _Plan:
             sources[f"pseudo_label:{number}"] = learned["pseudo_label"]
             sources[f"trust:{number}"] = self.judge(own, learned, which)
         folds = {f"fold:{stage.title}": stage for stage in self.stages[before:]}
-        return {"trust": self.add("trust", 2, trust.TrustConfig(seed=self.seed), sources, cross_fit.run), **folds}
+        return {"trust": self.add("trust", 3, trust.TrustConfig(seed=self.seed), sources, cross_fit.run), **folds}
 
     def finish(self, inputs: dict[str, Stage]) -> None:
         """The coresets, what they are worth, and the report of all that is in `inputs`."""

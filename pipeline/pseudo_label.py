@@ -45,6 +45,11 @@ class PseudoLabelConfig(Config):
         le=100,
         description="of how many weak views of each image the probabilities are averaged; 1 is the image itself",
     )
+    keep: tuple[Literal["probabilities", "embedding"], ...] = Field(
+        default=(),
+        description="what else is kept of every image, float16, in files of that name: probabilities of all classes, "
+        "and the embedding that the model has of it; asked for later, all that follows is trained again",
+    )
 
 
 def run(
@@ -52,7 +57,8 @@ def run(
 ) -> dict[str, Any]:
     """Predict the pool; part: sample_id, pseudo_label, confidence, margin (first minus second), train_label.
 
-    inputs: index, split, ssl. Part `holdout`: sample_id, label, logits f32[C] and features f32[d] of the held-out
+    inputs: index, split, ssl. Parts `probabilities` and `embedding`, if they are to be kept: sample_id and a list
+    f16[C] or f16[d] of that name. Part `holdout`: sample_id, label, logits f32[C] and features f32[d] of the held-out
     rows, if there are any; neither the model nor the proxy is told their labels. Of several views the logits are the
     logarithm of their mean probabilities, the features their mean.
     """
@@ -159,6 +165,10 @@ def _predict(
     )
     number = start // ROWS_PER_TASK
     parts = [write_table_part(uri, f"part-{number:06d}", table)]
+    for name in config.keep:
+        rows = torch.softmax(logits, dim=1) if name == "probabilities" else features
+        table = pa.table({"sample_id": ids, name: _vectors(rows.half().numpy())})
+        parts.append(write_table_part(uri, f"{name}-{number:06d}", table))
     held, labels = _labelled(split, "holdout", ids)
     if len(held):
         vectors = {name: _vectors(x.numpy()[held - start]) for name, x in (("logits", logits), ("features", features))}
@@ -190,5 +200,5 @@ def _labelled(split: Artifact, role: str, ids: NDArray[np.int64]) -> tuple[NDArr
     return table["sample_id"].to_numpy(), table["label"].to_numpy()
 
 
-def _vectors(rows: NDArray[np.float32]) -> pa.Array:
+def _vectors(rows: NDArray[np.floating[Any]]) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])

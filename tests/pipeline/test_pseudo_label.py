@@ -128,6 +128,20 @@ def test_images_from_the_shards_are_said_to_be_the_same(
     assert predict(done, tmp_path, 0, images="stream").equals(table)
 
 
+def test_probabilities_and_embeddings_are_kept_where_that_is_asked_for(
+    done: dict[str, Artifact], table: pa.Table, probabilities: torch.Tensor, tmp_path: Path
+) -> None:
+    assert predict(done, tmp_path, 0, {"keep": ("probabilities", "embedding")}).equals(table)
+    kept = pq.read_table(next(tmp_path.glob("probabilities-000000*")))
+    assert kept["sample_id"].equals(table["sample_id"])
+    rows = np.stack(kept["probabilities"].to_numpy())
+    assert rows.dtype == np.float16 and rows.shape == (N, 10)
+    np.testing.assert_allclose(rows, probabilities, atol=1e-3)
+    held = Holdout.load(done["pseudo_label"])
+    embedding = pq.read_table(next(tmp_path.glob("embedding-000000*")))["embedding"].take(pa.array(held.sample_ids))
+    np.testing.assert_allclose(np.stack(embedding.to_numpy()), held.features, rtol=1e-3, atol=1e-5)
+
+
 def test_several_views_are_averaged_and_the_same_ones_wherever_the_pool_is_cut(
     done: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
