@@ -3,9 +3,9 @@
 DATA holds train-*.tar and test-*.tar, samples KEY.jpg + KEY.cls; RUNS gets the variants made from them and one run
 directory, so that a stopped study goes on and no training is done twice. For every variant, number of labels and
 algorithm: accuracy of the pseudo-labels on the whole pool, whose labels only this benchmark sees; then, for the first
-algorithm named, test accuracy of models trained on coresets of several sizes, chosen in several ways, against random
-ones, against the same ways with true labels and without any, and against everything; `auto` beside a grid of mislabel
-fractions and of c_d.
+algorithm named, rank correlation of every score with that of a proxy which learned the true labels, and test accuracy
+of models trained on coresets of several sizes, chosen in several ways, against random ones, against the same ways with
+true labels and without any, and against everything; `auto` beside a grid of mislabel fractions and of c_d.
 
 Networks: `small` for CPU cores; `paper` as published (2605.23198, 2001.07685), for GPUs.
 """
@@ -22,6 +22,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import numpy as np
 import pyarrow as pa
+from scipy.stats import spearmanr
 
 from benchmarks.corrupt import corrupted, long_tailed, read
 from jobs.display import Display, table
@@ -161,6 +162,21 @@ def pool_accuracy(done: dict[str, Artifact]) -> float:
     return float(right[unseen & (truth >= 0)].mean())
 
 
+def correlations(done: dict[str, Artifact], truth: dict[str, Artifact]) -> list[list[str]]:
+    """Spearman's rho of each score with the same one by true labels, each by a proxy of its own: of the whole pool, of
+    the rows whose pseudo-label is right, and of the others.
+    """
+    ours, theirs = (stages["score"].table() for stages in (done, truth))
+    label = load_index(done["index"], ["label"])["label"].to_numpy()
+    right = done["pseudo_label"].table(columns=["train_label"])["train_label"].to_numpy() == label
+    rows = []
+    for name in done["score"].metrics["harder"]:
+        pairs = [stages[name].to_numpy() for stages in (ours, theirs)]
+        found = [spearmanr(*(values[here] for values in pairs)).statistic for here in (right | True, right, ~right)]
+        rows.append([name, *(f"{rho:.3f}" for rho in found)])
+    return rows
+
+
 def accuracies(dynamics: str, rows: list[dict[str, Any]]) -> list[list[str]]:
     """A line per way to choose, a column per size, the largest first."""
     sizes = sorted({row["keep_fraction"] for row in rows}, reverse=True)
@@ -198,7 +214,7 @@ def main() -> None:
     versions = ", ".join(f"{name} {version}" for name, version in facts["libraries"].items())
     print(f"{facts['cores']} cores, {versions}, commit {facts['commit']}")
     print(f"{options.workers} workers of {options.threads} threads")
-    pseudo_labels, tested, times = [], {}, []
+    pseudo_labels, correlated, tested, times = [], [], {}, []
     for variant in options.variants:
         shards = make(options.data, options.runs / "data", variant, options.images)
         for labels in options.labels:
@@ -210,6 +226,8 @@ def main() -> None:
                 sources = {f"{labels:,} labels, {algorithm}": done}
                 if coresets:
                     sources["true labels"] = run(recipe(options, shards, "supervised", None, True))
+                    found = correlations(done, sources["true labels"])
+                    correlated += [[variant, f"{labels:,}", algorithm, *row] for row in found]
                 if coresets and options.label_free:
                     sources["no label"] = run(recipe(options, shards, LABEL_FREE, 0, True))
                 for source, stages in sources.items():
@@ -219,6 +237,8 @@ def main() -> None:
                         rows = accuracies(source, stages["evaluate"].metrics["rows"])
                         tested.setdefault(variant, []).extend(rows)
     table("Pseudo-labels that are right", ["variant", "labels", "algorithm", "of the unlabelled, %"], pseudo_labels)
+    columns = ["variant", "labels", "algorithm", "score", "all", "right", "wrong"]
+    table("Rank correlation with the score by true labels", columns, correlated)
     for variant, rows in tested.items():
         sizes = sorted({1.0, *options.keep}, reverse=True)
         columns = ["dynamics from", "chosen by", *(f"{100 * keep:g}%" for keep in sizes)]
