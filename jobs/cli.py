@@ -331,6 +331,31 @@ def prepare(
         typer.echo(f"Left out: {reasons}; all in {out.rstrip('/')}/quarantine.parquet")
 
 
+@imports.command("images")
+def import_images(
+    source: Annotated[str, typer.Argument(help="Folder with images at any depth, local or s3://.")],
+    out: Annotated[str, typer.Argument(help="Folder for the shards, local or s3://.")],
+    samples_per_shard: Annotated[int, typer.Option(min=1, help="At most; less where the images are large.")] = 2500,
+) -> None:
+    """Shards from images without classes, from a local folder or a store; the image bytes stay as they are."""
+    from jobs.importers import import_images
+    from jobs.shard_folder import LIST
+    from pipeline import storage
+
+    try:
+        with Display() as display, display.stage("import") as progress:
+            written = import_images(source, out, samples_per_shard, progress=progress)
+    except KeyboardInterrupt:
+        error(f"stopped; nothing is left in {out!r}")
+        raise typer.Exit(130) from None
+    _show_import(written)
+    typer.echo(
+        f"Keys look like {written.key!r}: label some of them in a table key,label (CSV or Parquet), name it in "
+        f"data.labels and {storage.join(out, LIST)} in data.shards of a copy of jobs/recipes/photos.yaml, and run it: "
+        "semiprune run RECIPE"
+    )
+
+
 @imports.command("imagefolder")
 def import_imagefolder(
     source: Annotated[str, typer.Argument(help="Folder with one folder of images per class.")],
@@ -362,10 +387,13 @@ def import_torchvision(
 
 
 def _show_import(written: "Imported") -> None:
-    rows = [(str(written.num_samples), str(len(written.classes)), str(len(written.shards)), written.shards[0])]
-    table("Imported", ("samples", "classes", "shards", "first shard"), rows)
+    counts = {"samples": written.num_samples, "classes": len(written.classes), "shards": len(written.shards)}
+    counts = {name: count for name, count in counts.items() if count}
+    row = (*map(str, counts.values()), written.shards[0])
+    table("Imported", (*counts, "first shard"), [row])
     if written.skipped:
-        typer.echo(f"Left out, no images: {counted(len(written.skipped), 'files')}, such as {written.skipped[0]}")
+        why = "no images" if written.classes else "no images or hidden"
+        typer.echo(f"Left out, {why}: {counted(len(written.skipped), 'files')}, such as {written.skipped[0]!r}")
 
 
 if __name__ == "__main__":

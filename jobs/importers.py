@@ -1,41 +1,100 @@
-"""From what people have to shards: folders of images by class, torchvision's datasets, scikit-learn's digits."""
+"""From what people have to shards: images, folders of them by class, torchvision's datasets, scikit-learn's digits."""
 
 import contextlib
 import inspect
 import io
-import json
-import shutil
 import tempfile
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import class_names, counter, images, storage, tar
+from jobs import image_files
+from jobs.image_files import ImageFile
+from jobs.shard_folder import Files, ShardFolder, refuse_to_overwrite
+from pipeline import class_names, counter, storage
 from pipeline.errors import UserError
+from pipeline.stage import Progress
+from pipeline.threads import in_threads
+from pipeline.units import counted
 
 SAMPLES_PER_SHARD = 2500
 """Small images make shards of a few megabytes."""
 
-_KNOWN = "CIFAR10, STL10, SVHN or MNIST"
+SHARD_BYTES = 200_000_000
+"""A shard of photos is full from here on: readers hold one whole."""
 
-Files = list[tuple[str, bytes]]
-"""The members of one sample: name and payload."""
+READERS = 16
+"""Images that are read at a time."""
+
+_KNOWN = "CIFAR10, STL10, SVHN or MNIST"
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What was written. skipped: names of files that are no images, in the source's order."""
+    """What was written. skipped: names of files that are no images, in the source's order; key: that of an image."""
 
     shards: tuple[str, ...]
     num_samples: int
     classes: tuple[str, ...]
     skipped: tuple[str, ...] = ()
+    key: str = ""
+
+
+def import_images(src: str, out: str, samples_per_shard: int = SAMPLES_PER_SHARD, *, progress: Progress) -> Imported:
+    """All images below SRC, local or s3://, as `OUT/images-000000.tar` and on, without labels; bytes untouched.
+
+    Sorted by path. The key is the path below SRC without the extension, dots of the name as `_`; UserError if two have
+    the same. A shard ends after `samples_per_shard` images or SHARD_BYTES. `OUT/index.json`, the list of the shards,
+    is written last. Files of other kinds and hidden ones are listed in `skipped`.
+    """
+    refuse_to_overwrite(out)
+    found, skipped = image_files.find(src)
+    if not found:
+        raise UserError(f"{src!r} holds no .jpg, .jpeg, .png or .webp file, at any depth: check the path")
+    _refuse_equal_keys(found)
+
+    def sample(file: ImageFile) -> Files:
+        return [(f"{file.key}{PurePath(file.path).suffix.lower()}", file.read())]
+
+    def samples() -> Iterator[Files]:
+        for done, files in enumerate(in_threads(sample, found, READERS)):
+            progress(done, len(found), "images")
+            yield files
+
+    with ShardFolder(out) as folder:
+        folder.write_shards("images", _full(samples(), samples_per_shard))
+        folder.write_list()
+        progress(len(found), len(found), "images")
+    return Imported(folder.shards, len(found), (), tuple(skipped), found[0].key)
+
+
+def _refuse_equal_keys(found: Sequence[ImageFile]) -> None:
+    first: dict[str, ImageFile] = {}
+    again = [file for file in found if first.setdefault(file.key, file) is not file]
+    if again:
+        more = f", as {counted(len(again) - 1, 'more files')} that of another" if len(again) > 1 else ""
+        raise UserError(
+            f"{first[again[0].key].path!r} and {again[0].path!r} would have the same key {again[0].key!r}{more}: "
+            "rename one, or move it to another folder"
+        )
+
+
+def _full(samples: Iterable[Files], samples_per_shard: int) -> Iterator[list[Files]]:
+    """The samples of one shard after the other."""
+    shard, size = list[Files](), 0
+    for files in samples:
+        shard.append(files)
+        size += sum(len(data) for _, data in files)
+        if len(shard) == samples_per_shard or size >= SHARD_BYTES:
+            yield shard
+            shard, size = [], 0
+    if shard:
+        yield shard
 
 
 def import_imagefolder(
@@ -47,14 +106,24 @@ def import_imagefolder(
     `classes.json` of another import; the names are written to `classes.json`. The key is the file's path below SRC
     without the extension. Files of other kinds are listed in `skipped`.
     """
+    if "://" in src and not storage.is_local(src):
+        raise UserError(
+            f"import imagefolder reads local folders only, and not {src!r}: import images reads it, without classes; "
+            "the labels are then a table key,label"
+        )
     root = Path(src).expanduser()
     if not root.is_dir():
         raise UserError(f"{src!r} is no folder: name one that holds a folder of images per class")
-    _refuse_to_overwrite(out)
+    refuse_to_overwrite(out)
     classes = sorted(folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
     numbers = _numbers(known, classes) if known else {name: number for number, name in enumerate(classes)}
     files = [file for name in classes for file in sorted((root / name).rglob("*")) if file.is_file()]
-    found = [file for file in files if file.suffix[1:].lower() in images.EXTENSIONS]
+    found = [file for file in files if image_files.is_image(file)]
+    if not found and any(image_files.is_image(file) for file in root.iterdir()):
+        raise UserError(
+            f"the images lie directly in {src!r}, and not in a folder per class: semiprune import images {src} {out} "
+            "imports them without classes"
+        )
     empty = set(classes) - {file.relative_to(root).parts[0] for file in found}
     if not found or empty:
         where = f"the class folder {str(root / min(empty))!r}" if empty else repr(src)
@@ -67,11 +136,11 @@ def import_imagefolder(
         return [(f"{key}{file.suffix.lower()}", file.read_bytes()), (f"{key}.cls", str(label).encode())]
 
     order = counter.permutation(0, "import", 0, np.arange(len(found)))
-    with _Folder(out) as folder:
-        folder.write_shards("train", np.array_split(order, _num_shards(len(found), samples_per_shard)), sample)
+    with ShardFolder(out) as folder:
+        folder.write_shards("train", _split(order, samples_per_shard, sample))
         folder.write_classes(list(numbers))
-    skipped = tuple(str(file.relative_to(root)) for file in files if file.suffix[1:].lower() not in images.EXTENSIONS)
-    return Imported(tuple(folder.shards), len(found), tuple(numbers), skipped)
+    skipped = tuple(str(file.relative_to(root)) for file in files if not image_files.is_image(file))
+    return Imported(folder.shards, len(found), tuple(numbers), skipped)
 
 
 def _numbers(known: str, classes: Sequence[str]) -> dict[str, int]:
@@ -98,24 +167,24 @@ def import_torchvision(
     kind = getattr(datasets, name, None)
     if not (inspect.isclass(kind) and issubclass(kind, datasets.VisionDataset)):
         raise UserError(f"torchvision has no dataset {name!r}: choose one such as {_KNOWN}")
-    _refuse_to_overwrite(out)
+    refuse_to_overwrite(out)
     num_samples, classes = 0, list[str]()
-    with tempfile.TemporaryDirectory() as scratch, _Folder(out) as folder:
+    with tempfile.TemporaryDirectory() as scratch, ShardFolder(out) as folder:
         for split, dataset, size in _splits(kind, root or scratch):
             classes = [str(item) for item in getattr(dataset, "classes", [])] or classes
             order = counter.permutation(0, f"import-{split}", 0, np.arange(size))
-            shards = np.array_split(order, _num_shards(size, samples_per_shard))
-            folder.write_shards(split, shards, _torchvision_sample(name, split, dataset))
+            sample = _torchvision_sample(name, split, dataset)
+            folder.write_shards(split, _split(order, samples_per_shard, sample))
             num_samples += size
         folder.write_classes(classes)
-    return Imported(tuple(folder.shards), num_samples, tuple(classes))
+    return Imported(folder.shards, num_samples, tuple(classes))
 
 
 def write_digits(out: str) -> Imported:
     """scikit-learn's 1,797 handwritten digits as 8x8 PNG: 1,437 in 6 shards `train-...`, 360 in `test-000000.tar`."""
     from sklearn.datasets import load_digits
 
-    _refuse_to_overwrite(out)
+    refuse_to_overwrite(out)
     pixels, labels = load_digits(return_X_y=True)
     pixels = np.rint(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
 
@@ -125,88 +194,27 @@ def write_digits(out: str) -> Imported:
 
     order = counter.permutation(0, "digits", 0, np.arange(len(labels)))
     classes = [str(digit) for digit in range(10)]
-    with _Folder(out) as folder:
-        folder.write_shards("train", np.array_split(order[:1437], 6), sample)
-        folder.write_shards("test", [order[1437:]], sample)
+    with ShardFolder(out) as folder:
+        folder.write_shards("train", _split(order[:1437], 240, sample))
+        folder.write_shards("test", _split(order[1437:], 360, sample))
         folder.write_classes(classes)
-    return Imported(tuple(folder.shards), len(labels), tuple(classes))
+    return Imported(folder.shards, len(labels), tuple(classes))
 
 
-class _Folder:
-    """An output folder that appears whole: a local one under its own name only when the block has succeeded.
-
-    A mount point cannot be replaced: its files come up at the end from a folder inside, which is on the same disk. An
-    object store has no such step: there, a block that fails removes what it wrote.
-    """
-
-    def __init__(self, out: str) -> None:
-        self.out = out
-        self.shards: list[str] = []
-        self._names: list[str] = []
-        self._local = Path(storage.resolve(out)[1]).resolve() if storage.is_local(out) else None
-        self._is_mount = self._local is not None and self._local.is_mount()
-        self._place = out
-        if self._local:
-            beside = self._local if self._is_mount else self._local.parent
-            self._place = str(beside / f".{self._local.name}.{uuid.uuid4().hex}.tmp")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._local:
-            try:
-                if kind is None:
-                    self._appear(self._local)
-            finally:
-                shutil.rmtree(self._place, ignore_errors=True)
-        elif kind is not None:
-            for name in self._names:
-                storage.delete(storage.join(self._place, name))
-
-    def _appear(self, folder: Path) -> None:
-        with storage.explained(self.out, mend="choose another place"), contextlib.ExitStack() as undo:
-            if not self._is_mount:
-                Path(self._place).replace(folder)
-                return
-            _refuse_to_overwrite(self.out)
-            for name in self._names:
-                Path(self._place, name).replace(folder / name)
-                undo.callback((folder / name).unlink)
-            undo.pop_all()
-
-    def write_shards(self, prefix: str, shards: Sequence[NDArray[np.int64]], sample: Callable[[int], Files]) -> None:
-        """One shard per array of sample numbers."""
-        for number, members in enumerate(shards):
-            name = f"{prefix}-{number:06d}.tar"
-            self._write(name, tar.pack(file for item in members.tolist() for file in sample(item)) + tar.END)
-            self.shards.append(storage.join(self.out, name))
-
-    def write_classes(self, classes: Sequence[str]) -> None:
-        """Names by class number."""
-        self._write("classes.json", json.dumps(list(classes), ensure_ascii=False).encode())
-
-    def _write(self, name: str, data: bytes) -> None:
-        self._names.append(name)
-        storage.write(storage.join(self._place, name), data)
-
-
-def _refuse_to_overwrite(out: str) -> None:
-    if storage.names(out):
-        raise UserError(f"{out!r} is not empty: name a new folder, or empty this one")
-
-
-def _num_shards(num_samples: int, samples_per_shard: int) -> int:
-    return max(1, -(-num_samples // samples_per_shard))
+def _split(
+    order: NDArray[np.int64], samples_per_shard: int, sample: Callable[[int], Files]
+) -> Iterator[Iterator[Files]]:
+    """The samples of these numbers in shards of about the same number, at least one."""
+    for numbers in np.array_split(order, max(1, -(-len(order) // samples_per_shard))):
+        yield (sample(number) for number in numbers.tolist())
 
 
 def _keys(files: Sequence[Path]) -> list[str]:
-    """One key per file: its path without extension, dots of the stem as `_`, equal ones told apart by a number."""
+    """One key per file, equal ones told apart by a number."""
     keys: list[str] = []
     taken: set[str] = set()
     for file in files:
-        stem = file.stem.replace(".", "_") or "_"
-        base = key = (file.parent / stem).as_posix()
+        base = key = image_files.key(file)
         number = 1
         while key in taken:
             number += 1

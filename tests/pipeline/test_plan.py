@@ -34,7 +34,13 @@ def keys(recipe: str, *overrides: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_shipped_recipes_plan_every_stage_after_its_inputs(path: Path) -> None:
+def test_shipped_recipes_plan_every_stage_after_its_inputs(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/photos").mkdir(parents=True)
+    (tmp_path / "data/photos/index.json").write_text('{"shardlist": [{"url": "images-000000.tar"}]}')
+    (tmp_path / "data/photos.csv").write_text("key,label\n0002,cat\n")
     planned = stages(str(path))
     assert planned[0].name == "index" and planned[-1].name == "report"
     places = {stage.key: place for place, stage in enumerate(planned)}
