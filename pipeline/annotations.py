@@ -30,21 +30,15 @@ class Annotations:
     def load(cls, index: Artifact, uri: str | None, sha256: str | None) -> Self:
         """The table at `uri`, none if that is None; sha256: what it was when the run was planned.
 
-        UserError for a label out of range, or a table of which no key is in the shards; DataError if it has changed.
+        UserError for a table of which no key is in the shards, DataError if it has changed.
         """
         if uri is None:
             return cls(np.empty(0, np.int64), np.empty(0, np.int64), 0)
         if checksum(uri, FIELD) != sha256:
             raise DataError(f"the table of labels {uri!r} changed as the run began: run the same command again")
-        num_classes = index.metrics["num_classes"]
-        table = load_label_table(uri, load_config(index).data.classes)
+        data = load_config(index).data
+        table = load_label_table(uri, data.num_classes, data.classes)
         labels = table["label"].to_numpy()
-        wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
-        if len(wrong):
-            raise UserError(
-                f"{FIELD}: {uri!r} gives {table['key'][int(wrong[0])].as_py()!r} the label {labels[wrong[0]]}, "
-                f"outside 0..{num_classes - 1}: correct the table"
-            )
         keys = load_index(index, ["key"])["key"].combine_chunks()
         found = pc.index_in(table["key"], value_set=keys).fill_null(-1).to_numpy().astype(np.int64)
         known = found >= 0

@@ -71,7 +71,7 @@ def look_at(recipe: Recipe, stages: list[Stage]) -> Data:
 
     UserError if none has.
     """
-    done = next(stage for stage in stages if stage.name == "index").load(recipe.root)
+    done = next(stage for stage in stages if stage.title == "index").load(recipe.root)
     if done is not None:
         metrics = done.metrics
         return Data(metrics["num_samples"], metrics["bytes"], metrics["num_shards"], exact=True)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -14,7 +15,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.final import FinalConfig, Images, train_and_test
 from pipeline.index import DataConfig, load_index, load_shards
-from pipeline.labels import checksum, read_label_table
+from pipeline.labels import checksum, labels_of, load_label_table
 from pipeline.random_crop import CroppedTraining
 from pipeline.resources import Resources
 from pipeline.shards import Patterns, Uri
@@ -131,15 +132,10 @@ def _labels(index: Artifact, config: EvaluateConfig) -> NDArray[np.int64]:
     if table is None:
         labels: NDArray[np.int64] = load_index(index, ["label"])["label"].fill_null(-1).to_numpy()
         return labels
-    rows, known = load_index(index, ["key", "label"]), read_label_table(table, config.classes)
-    wrong = [key for key, label in known.items() if not 0 <= label < config.num_classes]
-    if wrong:
-        raise UserError(
-            f"evaluate.labels: {table!r} gives {wrong[0]!r} the label {known[wrong[0]]}, outside "
-            f"0..{config.num_classes - 1}: correct the table"
-        )
-    pairs = zip(rows["key"].to_pylist(), rows["label"].fill_null(-1).to_pylist(), strict=True)
-    return np.array([known.get(key, label) for key, label in pairs], dtype=np.int64)
+    rows, known = load_index(index, ["key", "label"]), load_label_table(table, config.num_classes, config.classes)
+    given = labels_of(rows["key"], known)
+    found: NDArray[np.int64] = pc.coalesce(given, rows["label"], pa.scalar(-1, pa.int64())).to_numpy()
+    return found
 
 
 def _check_labels(subsets: Iterable[Subset], labels: NDArray[np.int64]) -> None:

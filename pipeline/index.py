@@ -84,6 +84,9 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _agree(self) -> "DataConfig":
+        for pattern in self.shards:
+            if pattern.rpartition(".")[2].lower() in images.EXTENSIONS:
+                raise ValueError(f"shards: {pattern!r} names images: make shards of them by `semiprune import images`")
         if self.classes and len(set(self.classes)) != self.num_classes:
             raise ValueError(f"classes must be {self.num_classes} different names, the number in num_classes")
         if self.label_field is not None and self.labels is not None:
@@ -103,10 +106,13 @@ class IndexConfig(Config):
 
     @classmethod
     def of(cls, data: DataConfig) -> Self:
-        """The settings with the table and the names as they are now; UserError if there is none."""
+        """The settings with the table and the names as they are now; UserError if there is none, or a wrong table."""
+        labels_sha256 = labels.checksum(data.labels, "data.labels")
+        if data.labels is not None:  # a wrong table is told before any shard is read
+            labels.load_label_table(data.labels, data.num_classes, data.classes)
         return cls(
             data=data,
-            labels_sha256=labels.checksum(data.labels, "data.labels"),
+            labels_sha256=labels_sha256,
             names_sha256=shards.checksum(data.shards),
         )
 
@@ -129,7 +135,7 @@ def run(
     sources = shards.find(data.shards)
     folder = out.uri.rpartition("/")[0]
     items = _expecting(sources, data, folder)
-    known = labels.load_label_table(data.labels, data.classes) if data.labels else None
+    known = labels.load_label_table(data.labels, data.num_classes, data.classes) if data.labels else None
     index = partial(index_shards, config=config, known=known, folder=folder, uri=out.uri)
     indexed: list[IndexedShard] = []
     keys = SharedKeys()

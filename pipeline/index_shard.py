@@ -42,17 +42,20 @@ _VERSION = 1
 
 
 class ShardConfig(Config):
-    """Which bytes, and what decides the rows that are read from them. source: fields of a Source."""
+    """Which bytes, and what decides the rows that are read from them.
+
+    source: fields of a Source; labelled: whether their labels are read too, as they are without a table of labels.
+    """
 
     source: dict[str, Any]
     data: dict[str, Any]
-    labels_sha256: str | None
+    labelled: bool
 
     @classmethod
     def of(cls, source: Source, config: "IndexConfig") -> Self:
-        """Everything in the `data` section but what concerns all shards together, or is known by its checksum."""
+        """Everything in the `data` section but what concerns all shards together, and the table of labels."""
         data = config.data.model_dump(exclude={"shards", "quarantine_limit", "labels"})
-        return cls(source=vars(source), data=data, labels_sha256=config.labels_sha256)
+        return cls(source=vars(source), data=data, labelled=config.data.labels is None)
 
 
 @dataclass(frozen=True)
@@ -89,21 +92,25 @@ def is_kept(item: Item, config: "IndexConfig", folder: str) -> bool:
 def index_shards(
     items: list[Item], config: "IndexConfig", known: pa.Table | None, folder: str, uri: str
 ) -> list[IndexedShard]:
-    """One task: the rows of each shard as a part of the index at `uri`; folder: where shards are kept, by `reach`.
+    """One task: the rows of each shard as a part of the index at `uri`; folder: where shards are kept, by `reach`;
+    known: the table of labels, if there is one.
 
     DataError if a shard has to be read and is not the expected one, or has a sidecar that describes another.
     """
     return [_index_shard(item, config, known, folder, uri) for item in items]
 
 
-def _stage(item: Item, config: "IndexConfig", known: pa.Table | None = None) -> Stage:
-    read = partial(_read, item=item, settings=config, known=known)
+def _stage(item: Item, config: "IndexConfig") -> Stage:
+    read = partial(_read, item=item, settings=config)
     return Stage("shards", _VERSION, ShardConfig.of(item.source, config), {}, read)
 
 
 def _index_shard(item: Item, config: "IndexConfig", known: pa.Table | None, folder: str, uri: str) -> IndexedShard:
-    artifact, reused = reach(_stage(item, config, known), folder)
+    artifact, reused = reach(_stage(item, config), folder)
     rows = pa.concat_tables([_ROWS.empty_table(), *artifact.tables("rows")])
+    if known is not None:
+        here = known.filter(pc.is_in(known["key"], rows["key"].combine_chunks()))
+        rows = rows.set_column(_ROWS.get_field_index("label"), "label", labels.labels_of(rows["key"], here))
     number = pa.repeat(pa.scalar(item.number, pa.int32()), rows.num_rows)
     table = rows.add_column(1, SCHEMA.field("shard"), number).combine_chunks()
     return IndexedShard(
@@ -134,7 +141,6 @@ def _read(
     *,
     item: Item,
     settings: "IndexConfig",
-    known: pa.Table | None,
 ) -> dict[str, Any]:
     """Read the shard; parts `rows` and `bad` where there are any."""
     source = item.source
@@ -144,11 +150,10 @@ def _read(
         raise shards.changed(source.uri)
     samples, bad = scan(source.uri, data)
     rows: list[dict[str, Any]] = []
-    given = _look_up(known, [sample.key for sample in samples])
     seen: set[str] = set()
     for sample in samples:
         try:
-            rows.append(_row(sample, data, given, seen, settings))
+            rows.append(_row(sample, data, seen, settings))
         except DefectError as defect:
             bad.append(quarantine.entry(source.uri, sample.row, sample.key, defect.reason, defect.detail))
         else:
@@ -170,23 +175,13 @@ def scan(uri: str, data: bytes) -> tuple[list[tar.Sample], list[dict[str, Any]]]
     return samples, [] if samples else [quarantine.entry(uri, tar.WHOLE, "", "empty shard", "")]
 
 
-def _look_up(known: pa.Table | None, keys: list[str]) -> dict[str, int] | None:
-    """The label table's part for these keys; None without a table."""
-    if known is None:
-        return None
-    found = known.filter(pc.is_in(known["key"], pa.array(keys, pa.string())))
-    return dict(zip(found["key"].to_pylist(), found["label"].to_pylist(), strict=True))
-
-
-def _row(
-    sample: tar.Sample, data: bytes, given: dict[str, int] | None, seen: set[str], settings: "IndexConfig"
-) -> dict[str, Any]:
-    """The sample's row of the index; DefectError if it cannot be used."""
+def _row(sample: tar.Sample, data: bytes, seen: set[str], settings: "IndexConfig") -> dict[str, Any]:
+    """The sample's row of the index, without a label where a table has those; DefectError if it cannot be used."""
     config = settings.data
     image = only_image(sample, seen)
     payloads = memoryview(data)
     try:
-        label = given.get(sample.key) if given is not None else _label(sample, payloads, settings)
+        label = _label(sample, payloads, settings) if config.labels is None else None
     except labels.LabelError as error:
         raise DefectError("unreadable label", str(error)) from error
     if label is not None and not 0 <= label < config.num_classes:

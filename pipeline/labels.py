@@ -63,8 +63,10 @@ def checksum(uri: str | None, field: str) -> str | None:
         raise UserError(f"{field}: {error}") from error
 
 
-def load_label_table(uri: str, classes: Sequence[str] = ()) -> pa.Table:
-    """A CSV or Parquet file as key: string, label: int64, every key once; UserError says what is wrong with it."""
+def load_label_table(uri: str, num_classes: int, classes: Sequence[str] = ()) -> pa.Table:
+    """A CSV or Parquet file as key: string, every key once, label: int64, 0 .. num_classes - 1; UserError says what is
+    wrong with it.
+    """
     table = _read(uri)
     for name in ("key", "label"):
         if name not in table.column_names:
@@ -83,7 +85,8 @@ def load_label_table(uri: str, classes: Sequence[str] = ()) -> pa.Table:
     try:
         numbers = pa.array([parse_label(value, classes) for value in encoded.dictionary.to_pylist()], pa.int64())
     except LabelError as error:
-        raise UserError(f"{uri!r}: {error}: correct the table") from error
+        advice = "correct the table" if classes else "name the classes in data.classes, or correct the table"
+        raise UserError(f"{uri!r}: {error}: {advice}") from error
     labels = pa.table({"key": keys, "label": numbers.take(encoded.indices)})
     groups = labels.group_by("key", use_threads=False).aggregate([("label", "min"), ("label", "max")])
     torn = groups.filter(pc.not_equal(groups["label_min"], groups["label_max"]))
@@ -92,13 +95,22 @@ def load_label_table(uri: str, classes: Sequence[str] = ()) -> pa.Table:
         raise UserError(
             f"{uri!r} gives the key {row['key']!r} the labels {row['label_min']} and {row['label_max']}: keep one"
         )
-    return pa.table({"key": groups["key"], "label": groups["label_min"]})
+    label = groups["label_min"]
+    outside = groups.filter(pc.or_(pc.less(label, 0), pc.greater_equal(label, num_classes)))
+    if outside.num_rows:
+        row = outside.slice(0, 1).to_pylist()[0]
+        others = f" (and {outside.num_rows - 1:,} more)" if outside.num_rows > 1 else ""
+        raise UserError(
+            f"{uri!r} gives the key {row['key']!r}{others} the label {row['label_min']}, outside "
+            f"0..{num_classes - 1}: correct the table; classes count from 0, and rows without a label are left out"
+        )
+    return pa.table({"key": groups["key"], "label": label})
 
 
-def read_label_table(uri: str, classes: Sequence[str] = ()) -> dict[str, int]:
-    """`load_label_table` as label by key."""
-    table = load_label_table(uri, classes)
-    return dict(zip(table["key"].to_pylist(), table["label"].to_pylist(), strict=True))
+def labels_of(keys: pa.ChunkedArray, table: pa.Table) -> pa.ChunkedArray:
+    """Of each key its label in a table of `load_label_table`, null where it has none: int64, as long as `keys`."""
+    place = pc.index_in(keys, value_set=table["key"].combine_chunks().cast(keys.type))
+    return table["label"].combine_chunks().take(place)
 
 
 def _read(uri: str) -> pa.Table:

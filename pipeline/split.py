@@ -268,13 +268,22 @@ def _unknown_keys(index: Artifact) -> str:
     data = load_config(index).data
     if data.labels is None:
         return ""
-    given, keys = load_label_table(data.labels, data.classes)["key"], load_index(index, ["key"])["key"]
+    given, keys = (
+        load_label_table(data.labels, data.num_classes, data.classes)["key"],
+        load_index(index, ["key"])["key"],
+    )
     unknown = given.filter(pc.invert(pc.is_in(given, keys)))
     if not len(unknown):
         return ""
+    look = f"whose keys look like {str(keys[0])!r} and not like {str(unknown[0])!r}"
+    if len(unknown) == len(given):
+        raise UserError(
+            f"none of the {len(given):,} keys in data.labels={data.labels!r} is in the shards, {look}: correct the "
+            "table"
+        )
     return (
         f"only {len(given) - len(unknown)} of the {len(given)} keys in data.labels={data.labels!r} are in the shards, "
-        f"whose keys look like {str(keys[0])!r} and not like {str(unknown[0])!r}; as it is, "
+        f"{look}; as it is, "
     )
 
 

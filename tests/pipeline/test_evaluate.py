@@ -153,7 +153,7 @@ def test_an_annotation_that_is_no_class_is_one_sentence(
 ) -> None:
     table = tmp_path / "annotated.csv"
     table.write_text("key,label\ndigit-0001,10\n")
-    with pytest.raises(UserError, match=r"gives 'digit-0001' the label 10, outside 0\.\.9: correct the table"):
+    with pytest.raises(UserError, match=r"gives the key 'digit-0001' the label 10, outside 0\.\.9: correct the table"):
         evaluate._labels(inputs["index"], config_of(done, labels=str(table)))
 
 

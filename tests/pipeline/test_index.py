@@ -224,13 +224,26 @@ def test_labels_from_json(ray_local, tmp_path):
 def test_a_label_table_replaces_the_labels_of_the_shards(ray_local, tmp_path):
     pattern = write_dataset(tmp_path / "data", num_shards=1)
     pq.write_table(
-        pa.table({"key": ["s001", "s002", "s003", "zz"], "label": [0, 1, 5, 0]}), tmp_path / "labels.parquet"
+        pa.table({"key": ["s001", "s002", "s003", "zz"], "label": [0, 1, 1, 0]}), tmp_path / "labels.parquet"
     )
     artifact = run_index(tmp_path / "run", pattern, labels=str(tmp_path / "labels.parquet"))
-    assert load_index(artifact)["label"].to_pylist() == [None, 0, 1]
-    assert quarantined(artifact) == [("train-000000.tar", 3, "s003", "label out of range")]
-    assert (artifact.metrics["num_labelled_rows"], artifact.metrics["labels_unmatched"]) == (2, 2)
+    assert load_index(artifact)["label"].to_pylist() == [None, 0, 1, 1]
+    assert quarantined(artifact) == []
+    assert (artifact.metrics["num_labelled_rows"], artifact.metrics["labels_unmatched"]) == (3, 1)
     check_unchanged(artifact)
+
+
+@pytest.mark.parametrize("pattern", ["photos/*.jpg", "s3://b/{0..3}.PNG"])
+def test_images_are_not_taken_for_shards(pattern):
+    with pytest.raises(ValueError, match=r"names images: make shards of them by `semiprune import images`"):
+        DataConfig(shards=pattern, **SETTINGS)
+
+
+def test_a_wrong_label_table_is_told_when_the_run_is_planned(tmp_path):
+    pattern, table = write_dataset(tmp_path / "data", num_shards=1), tmp_path / "labels.csv"
+    table.write_text("key,label\ns001,99\n")
+    with pytest.raises(UserError, match="gives the key 's001' the label 99"):
+        IndexConfig.of(DataConfig(shards=pattern, labels=str(table), **SETTINGS))
 
 
 def test_the_content_of_the_label_table_is_part_of_the_settings(tmp_path):
@@ -370,13 +383,13 @@ def test_only_what_decides_a_row_has_shards_read_again(
     assert counts(run_index(tmp_path / "run", pattern, **setting)) == (read, 3 - read)
 
 
-def test_labels_that_changed_are_looked_up_anew(here: None, tmp_path: Path) -> None:
+def test_labels_that_changed_are_looked_up_anew_and_no_shard_is_read_for_them(here: None, tmp_path: Path) -> None:
     pattern, table = write_dataset(tmp_path / "data"), tmp_path / "labels.csv"
     for label in (0, 1):
         table.write_text(f"key,label\ns001,{label}\n")
         artifact = run_index(tmp_path / "run", pattern, labels=str(table))
         assert load_index(artifact)["label"].to_pylist()[1] == label
-    assert counts(artifact) == (3, 0)
+    assert counts(artifact) == (0, 3)
     table.rename(tmp_path / "moved.csv")
     assert counts(run_index(tmp_path / "run", pattern, labels=str(tmp_path / "moved.csv"))) == (0, 3)
 

@@ -1,11 +1,12 @@
 import hashlib
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.labels import LabelError, checksum, label_from_cls, label_from_json, parse_label, read_label_table
+from pipeline.labels import LabelError, checksum, label_from_cls, label_from_json, load_label_table, parse_label
 
 PETS = ("cat", "dog", "7")
 
@@ -38,6 +39,11 @@ def test_members():
     for payload in (b"", b"[4]", b"{", b"[" * 100_000):
         with pytest.raises(LabelError):
             label_from_json(payload, "y")
+
+
+def read_label_table(path: str, classes: Sequence[str] = ()) -> dict[str, int]:
+    table = load_label_table(path, 4, classes)
+    return dict(zip(table["key"].to_pylist(), table["label"].to_pylist(), strict=True))
 
 
 def test_csv_keys_stay_text(tmp_path):
@@ -73,7 +79,9 @@ def test_words_that_other_tools_take_for_an_empty_cell_are_text(tmp_path):
         ("key,y\na,1\n", "has no column 'label' but key, y"),
         ("id,label\na,1\n", "has no column 'key'"),
         ("key,label\na,1\na,2\n", "gives the key 'a' the labels 1 and 2"),
-        ("key,label\na,cat\n", "label 'cat' is not an integer"),
+        ("key,label\na,cat\n", "label 'cat' is not an integer: name the classes in data.classes, or correct"),
+        ("key,label\na,4\n", r"gives the key 'a' the label 4, outside 0\.\.3: correct the table; classes count from 0"),
+        ("key,label\na,3\nb,-1\nc,-1\n", r"the key 'b' \(and 1 more\) the label -1, outside 0\.\.3"),
         ("key,label\na,\nb,1\nc,\n", "has an empty label in 2 rows: leave those rows out"),
         ('key,label\na,1\n"",1\n', "has an empty key in 1 rows"),
         ("", "cannot be read as csv"),

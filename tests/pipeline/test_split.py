@@ -153,7 +153,6 @@ def test_a_class_without_a_label_is_named_with_the_next_step(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "keys", "choices", "sentence"),
     [
-        ([None] * 3, ["0.png", "1.png"], {}, "class 0 (and 2 more) has no training label among the 0 drawn"),
         ([0, None, 1], ["k0", "1.png", "k2"], {}, "class 2 has no training label among the 2 drawn"),
         ([0, None, 1], ["1.png", "k0", "k2"], {"num_labelled": 3}, "split.num_labelled=3 but the data has 2 labels"),
     ],
@@ -168,6 +167,17 @@ def test_a_label_table_of_other_images_is_told(tmp_path, labels, keys, choices, 
         f"only {matched} of the {len(keys)} keys in data.labels={str(table)!r} are in the shards, whose keys look like "
         f"'k0' and not like {unknown!r}; as it is, {sentence}"
     )
+
+
+def test_a_label_table_of_other_images_alone_is_told(tmp_path):
+    table = tmp_path / "labels.csv"
+    table.write_text("key,label\n0.png,0\n1.png,1\n")
+    sentence = (
+        rf"^none of the 2 keys in data.labels='{table}' is in the shards, "
+        "whose keys look like 'k0' and not like '0.png': correct"
+    )
+    with pytest.raises(UserError, match=sentence):
+        run(tmp_path, labels=[None] * 3, table=str(table))
 
 
 def test_a_label_table_that_fits_is_not_blamed(tmp_path):
