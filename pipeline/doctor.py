@@ -182,7 +182,8 @@ def _storage(uri: str) -> Finding:
     if trouble:
         return Finding(name, "warn", trouble, fix)
     means = "" if _is_local(uri) else " by conditional writes"
-    return Finding(name, "ok", f"create, replace, read, list, delete; a second create is refused{means}")
+    new = "does not exist yet and will be made; " if missing else ""
+    return Finding(name, "ok", f"{new}create, replace, read, list, delete; a second create is refused{means}")
 
 
 def _try_storage(uri: str, name: str) -> tuple[str, str]:

@@ -182,13 +182,18 @@ def _override(content: dict[str, Any], override: str) -> None:
         for parent in parents:
             node = node[_position(parent)] if isinstance(node, list) else node.setdefault(parent, {})
         node[_position(last) if isinstance(node, list) else last] = value
-    except (AttributeError, TypeError, ValueError, IndexError) as error:
+    except ValueError as error:  # whose message is what stands in the place of a number
+        numbered = ".".join("0" if part == str(error) else part for part in name.split("."))
+        raise UserError(
+            f"--set {name!r} names nothing that the recipe could hold: entries of a list go by number, {numbered}"
+        ) from error
+    except (AttributeError, TypeError, IndexError) as error:
         raise UserError(f"--set {name!r} names nothing that the recipe could hold") from error
 
 
 def _position(text: str) -> int:
     if not text.isdecimal():
-        raise ValueError(f"{text!r} is no place in a list")
+        raise ValueError(text)
     return int(text)
 
 
@@ -214,6 +219,8 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
         return f"{key}: {message}" if key else message
     known = location[:1] if "scores" in first["loc"] else location  # below it, names are the user's: dual@60
     place = ".".join(part for part in known if isinstance(part, str))
+    if first["type"] == "too_short":
+        return f"{key} is empty: name at least one; `semiprune explain {place}` says what may stand there"
     return (
         f"{key}: {first['input']!r} cannot be used: {message[:1].lower()}{message[1:]}; `semiprune explain {place}` "
         "says what may stand there"

@@ -99,6 +99,10 @@ def last_plan(root: str) -> list[Planned]:
         )
     except FileNotFoundError as error:
         raise UserError(f"{root!r} is not a run directory: it has no {PLAN}; name the root of a recipe") from error
+    except UserError as error:
+        if isinstance(error.__cause__, NotADirectoryError):
+            raise UserError(f"{root!r} is a file: name a run directory, which is the root of a recipe") from error
+        raise
     return plan.stages
 
 

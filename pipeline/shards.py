@@ -25,6 +25,7 @@ _PROBES = 16
 def absolute(uri: str) -> str:
     """A local path from the root, braces and wildcards kept; a URI as it is. UserError if it cannot be a place."""
     storage.refuse_credentials(uri)
+    storage.refuse_misspelt(uri)
     place = uri if "://" in uri or uri.lstrip("{").startswith("/") else storage.resolve(uri)[1]
     storage.refuse_chains(place)
     return place

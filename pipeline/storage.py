@@ -20,6 +20,7 @@ import fsspec
 from botocore.exceptions import BotoCoreError
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.registry import known_implementations
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline import object_store
@@ -33,12 +34,15 @@ _CREDENTIALS = re.compile(r"://([^/@]*|[^/:@,]*:[^@]*)@")
 """What stands between the scheme and an @: anything without a slash, or NAME:SECRET, which may hold some."""
 _USER = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 """Of any URL in a text: clients quote that of the endpoint, which may carry a name and a password."""
+_ONE_SLASH = re.compile(r"(?!file:|local:)([a-z][a-z0-9+.-]+):/(?!/)", re.IGNORECASE)
+"""A scheme with one slash after it, which would be a local folder of that name; of a local one it is as good as two."""
+_NO_BUCKET = re.compile(r"(s3a?|gc?s)://(?:/|$)", re.IGNORECASE)
 _PASSING = (errno.EIO, errno.ESTALE, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.EAGAIN)
 
 
 def join(root: str, *names: str) -> str:
-    """`root` and `names` with single slashes between them."""
-    return "/".join([root.rstrip("/"), *names])
+    """`root` and `names` with single slashes between them; those of a scheme stay."""
+    return "/".join([root if root.endswith("://") else root.rstrip("/"), *names])
 
 
 def refuse_credentials(uri: str) -> None:
@@ -54,16 +58,30 @@ def refuse_chains(uri: str) -> None:
         raise UserError(f"{uri!r} has '::' in it, which means a chain of filesystems: name a place without it")
 
 
+def refuse_misspelt(uri: str) -> None:
+    """UserError if there is one slash behind a URI's scheme, or no bucket behind the slashes."""
+    if found := _ONE_SLASH.match(uri):
+        scheme, rest = found[1], uri[found.end() :]
+        raise UserError(f"{uri!r} has one slash after {scheme}: write {scheme}://{rest}, or ./{uri} for a folder here")
+    if found := _NO_BUCKET.match(uri):
+        raise UserError(f"{uri!r} names no bucket: write it like {found[1]}://bucket/prefix")
+
+
 def resolve(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The filesystem and the path on it; an unknown scheme, credentials and chains in the URI are UserErrors.
+    """The filesystem and the path on it; an unknown or misspelt scheme, credentials and chains are UserErrors.
 
     Without a listing cache: with one, an object that another process wrote after a listing does not exist.
     """
     refuse_credentials(uri)
     refuse_chains(uri)
+    refuse_misspelt(uri)
     try:
         fs, path = url_to_fs(uri, use_listings_cache=False)
-    except (ValueError, ImportError) as error:
+    except ImportError as error:
+        package = known_implementations.get(uri.partition("://")[0], {}).get("class", "fsspec").partition(".")[0]
+        need = str(error) if package == "fsspec" else f"pip install {package}"
+        raise UserError(f"cannot open {uri!r}: {need}, or use s3://bucket/prefix or a local path") from error
+    except ValueError as error:
         raise UserError(f"cannot open {uri!r}: {error}; use a local path or s3://bucket/prefix") from error
     return fs, str(path)
 
@@ -100,7 +118,8 @@ def _explanation(uri: str, error: Exception, mend: str) -> SemiPruneError | None
     if isinstance(error, PermissionError):
         return UserError(f"no permission for {uri!r}: allow it to this user or role, or {mend}")
     if isinstance(error, NotADirectoryError):
-        return UserError(f"a folder in {uri!r} is a file: {mend}")
+        above = Path(resolve(uri)[1]).parents
+        return UserError(f"{next((str(place) for place in above if place.is_file()), uri)!r} is a file: {mend}")
     said = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
     said = _USER.sub("***", said)
     if object_store.may_pass(error):

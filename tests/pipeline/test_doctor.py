@@ -51,6 +51,13 @@ def test_a_location_that_works_is_left_as_it_was(root: str) -> None:
     assert storage.names(root) == ["mine"]
 
 
+def test_a_folder_that_does_not_exist_yet_is_said_to_be_made(tmp_path: Path) -> None:
+    new = "does not exist yet and will be made; create, replace"
+    assert doctor._storage(str(tmp_path / "not" / "there")).detail.startswith(new)
+    assert doctor._storage(str(tmp_path)).detail.startswith("create, replace")
+    assert everything_in(tmp_path) == []
+
+
 def test_python(monkeypatch: pytest.MonkeyPatch) -> None:
     for too, number in (("old", (3, 10, 9)), ("new", (3, 14, 0))):
         monkeypatch.setattr(sys, "version_info", number)
@@ -153,6 +160,9 @@ def test_locations_that_do_not_work(s3_bucket: str, tmp_path: Path) -> None:
     for uri, detail, fix in (
         ("s3://no-such-bucket/runs", "does not exist", "create it first"),
         ("nope://x", "Protocol not known", "use a local path or s3://bucket/prefix"),
+        ("gs://bucket/x", "cannot open 'gs://", "pip install gcsfs, or use s3://bucket/prefix or a local path"),
+        ("s3:/bucket/x", "one slash", "write s3://bucket/x, or ./s3:/bucket/x for a folder here"),
+        ("s3://", "'s3://' names no bucket", "write it like s3://bucket/prefix"),
         (str(tmp_path / "file" / "runs"), "is a file", "choose another place"),
         ("/proc/semiprune", "no file can be made there", "choose another place"),
     ):

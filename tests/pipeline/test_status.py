@@ -63,7 +63,7 @@ def test_damage_is_named(run: Path, name: str, mend: str, content: str) -> None:
     [
         (lambda run: run / "index", "is not a run directory: it has no _PLAN.json; name the root of a recipe"),
         (lambda run: run / "nowhere", "is not a run directory"),
-        (lambda run: run / PLAN, "is a file: check the path$"),
+        (lambda run: run / PLAN, "_PLAN.json' is a file: name a run directory, which is the root of a recipe$"),
         (lambda run: "/proc", "is not a run directory"),
     ],
 )

@@ -16,6 +16,7 @@ from fsspec.exceptions import FSTimeoutError
 
 from pipeline import storage
 from pipeline.errors import CorruptArtifactError, StorageError, UserError
+from pipeline.shards import absolute
 from pipeline.stage import Part
 from tests.object_store import Fault, Proxy, Request, proxied, reached
 
@@ -253,7 +254,7 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="choose another place"):
             operation(inside, b"2")
     for ask in (storage.read, storage.names, storage.info):
-        with pytest.raises(UserError, match=r"is a file: check the path$"):
+        with pytest.raises(UserError, match=rf"^'{tmp_path}/file' is a file: check the path$"):
             ask(inside)
     with pytest.raises(UserError, match="in the way"):
         storage.write(str(tmp_path / "folder"), b"2")
@@ -449,6 +450,36 @@ def test_a_name_is_no_credential(root: str, name: str) -> None:
 @pytest.mark.parametrize("uri", ["http://head:8265/a", "{s3://a,s3://b}/x:y@z", "s3://b/k:1@2", "arn:a:b@c", "/x:y@z"])
 def test_a_port_a_list_or_a_path_is_no_credential(uri: str) -> None:
     storage.refuse_credentials(uri)
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("s3:/bucket/x", "'s3:/bucket/x' has one slash after s3: write s3://bucket/x, or ./s3:/bucket/x for a folder"),
+        ("GS:/b", "'GS:/b' has one slash after GS: write GS://b, or ./GS:/b for a folder here"),
+        ("s3://", "'s3://' names no bucket: write it like s3://bucket/prefix"),
+        ("s3:///bucket/x", "'s3:///bucket/x' names no bucket: write it like s3://bucket/prefix"),
+        ("gs:///x", "'gs:///x' names no bucket: write it like gs://bucket/prefix"),
+    ],
+)
+def test_a_misspelt_store_is_no_local_folder(uri: str, message: str) -> None:
+    for ask in (storage.read, storage.names, storage.is_local, absolute, lambda uri: storage.write(uri, b"1")):
+        with pytest.raises(UserError, match=f"^{re.escape(message)}"):
+            ask(uri)
+    with pytest.raises(UserError, match="'s3:///part' names no bucket"):
+        storage.read(storage.join("s3://", "part"))
+
+
+@pytest.mark.parametrize("uri", ["./s3:/x", "file:/x", "file:///x", "memory:///x", "s3://b", "12:30/x", "/s3:/x"])
+def test_what_looks_like_a_misspelt_store_and_is_none(uri: str) -> None:
+    storage.resolve(uri)
+    absolute(uri)
+
+
+@pytest.mark.parametrize(("uri", "need"), [("gs://b/x", "pip install gcsfs"), ("smb://h/x", "SMB requires ")])
+def test_a_store_whose_package_is_missing_is_one_instruction(uri: str, need: str) -> None:
+    with pytest.raises(UserError, match=rf"^cannot open '{uri}': {need}.*, or use s3://bucket/prefix or a local path$"):
+        storage.read(uri)
 
 
 @pytest.mark.parametrize("name", ["exp::1/part", "a::b", "::", "simplecache::s3://bucket/x"])
