@@ -27,12 +27,12 @@ def show(artifacts: Sequence[Artifact]) -> None:
             (
                 artifact.metrics["name"],
                 f"{artifact.metrics['budget']:,} of {artifact.metrics['num_samples']:,}",
-                f"{artifact.metrics['annotation_bill']:,}",
+                *_labels(artifact.metrics),
                 _expected(artifact.metrics["wrong"]),
             )
             for artifact in coresets
         ]
-        table("Coresets", ("selection", "images", "labels to pay for in all", "wrong pseudo-labels (95%)"), rows)
+        table("Coresets", ("selection", "images", "to annotate", "labelled already", "wrong pseudo-labels (95%)"), rows)
     for artifact in artifacts:
         if artifact.manifest["stage"] == "evaluate":
             _show_evaluation(artifact)
@@ -77,6 +77,13 @@ def _show_trust(artifact: Artifact) -> None:
         doubled = f"; twice the labels: {more['doubled']['accuracy']:.0%} right or more, by a probe" if more else ""
         total = metrics["num_samples"] - metrics["num_train"]
         typer.echo(f"Wrong pseudo-labels: {_expected(pool)} of {total:,} expected{doubled}")
+
+
+def _labels(metrics: Mapping[str, Any]) -> tuple[str, str]:
+    """How many labels a coreset lacks and has; the second names also those paid for that are not of its images."""
+    inside = metrics["labelled_in_coreset"]
+    left = metrics["budget"] - inside
+    return f"{left:,}", f"{inside:,} in it, {metrics['annotation_bill'] - left:,} in all"
 
 
 def _expected(wrong: Mapping[str, Any] | None) -> str:

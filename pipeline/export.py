@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
@@ -34,11 +35,12 @@ def run(
 ) -> dict[str, Any]:
     """Write one coreset, in the order of sample_id; equal selections give equal bytes for any number of workers.
 
-    inputs: index, pseudo_label, score, select. Files: coreset.parquet (sample_id, key, shard, row, train_label, scores,
-    pseudo_label, pseudo_label_confidence, rank; without labels cluster and cluster_confidence in the place of these
-    three), keys.txt, indices.npy (int64), shards/coreset-000000.tar and on. A reader should look for `_MANIFEST.json`
-    beside them: without it they are what a killed export left. DataError if a source shard is not the one that was
-    indexed.
+    inputs: index, split, pseudo_label, score, select. Files: coreset.parquet (sample_id, key, shard, row, labelled,
+    train_label, scores, pseudo_label, pseudo_label_confidence, rank; without labels cluster and cluster_confidence in
+    the place of the three with label in their names), to_annotate.csv (those that are not labelled, as `listed` has
+    them), keys.txt, indices.npy (int64), shards/coreset-000000.tar and on. labelled: whether the split has its label,
+    to train on or to check with. A reader should look for `_MANIFEST.json` beside them: without it they are what a
+    killed export left. DataError if a source shard is not the one that was indexed.
     """
     selected = inputs["select"].table().sort_by("sample_id")
     ids = selected["sample_id"].to_numpy()
@@ -46,6 +48,7 @@ def run(
     scores = _rows_of(inputs["score"], ids)
     predicted = _rows_of(inputs["pseudo_label"], ids, ["sample_id", "pseudo_label", "confidence"])
     columns = {name: rows[name] for name in ("sample_id", "key", "shard", "row")}
+    columns["labelled"] = pa.array(np.isin(ids, inputs["split"].table()["sample_id"].to_numpy()))
     columns |= {name: scores[name] for name in scores.column_names if name != "sample_id"}
     label = "pseudo_label"
     if are_clusters(inputs["pseudo_label"]):
@@ -60,7 +63,10 @@ def run(
     if "rank" in selected.column_names:
         columns["rank"] = selected["rank"]
     # Last: what a killed export leaves should not look like a result.
-    out.publish("coreset.parquet", _parquet(pa.table(columns)), len(ids))
+    coreset = pa.table(columns)
+    left = to_annotate(coreset, inputs["select"].metrics["name"])
+    out.publish("coreset.parquet", _parquet(coreset), len(ids))
+    out.publish("to_annotate.csv", _csv(left), left.num_rows)
     out.publish("keys.txt", "".join(f"{key}\n" for key in rows["key"].to_pylist()).encode(), len(ids))
     out.publish("indices.npy", _npy(ids), len(ids))
     return {
@@ -68,6 +74,22 @@ def run(
         "bytes": sum(part.bytes for part in out.parts),
         "files": [part.name for part in out.parts],
     }
+
+
+def listed(coreset: pa.Table, selection: str) -> pa.Table:
+    """Images of an exported coreset, the one to annotate first on top: selection, sample_id, key, rank.
+
+    rank: null in coresets that are not ranked, which are in the order of sample_id.
+    """
+    rank = coreset["rank"] if "rank" in coreset.column_names else pa.nulls(coreset.num_rows, pa.int64())
+    names = pa.repeat(pa.scalar(selection), coreset.num_rows)
+    table = pa.table({"selection": names, "sample_id": coreset["sample_id"], "key": coreset["key"], "rank": rank})
+    return table.sort_by([("rank", "ascending"), ("sample_id", "ascending")])
+
+
+def to_annotate(coreset: pa.Table, selection: str) -> pa.Table:
+    """The images of an exported coreset whose label the pipeline has not seen, as `listed` has them."""
+    return listed(coreset.filter(pc.invert(coreset["labelled"])), selection)
 
 
 def _rows_of(artifact: Artifact, ids: NDArray[np.int64], columns: list[str] | None = None) -> pa.Table:
@@ -85,6 +107,12 @@ def _parquet(table: pa.Table) -> memoryview:
     sink = io.BytesIO()
     # One chunk: how the inputs were cut into parts must not show in the bytes.
     pq.write_table(table.combine_chunks(), sink, compression="zstd")
+    return sink.getbuffer()
+
+
+def _csv(table: pa.Table) -> memoryview:
+    sink = io.BytesIO()
+    pyarrow.csv.write_csv(table, sink)
     return sink.getbuffer()
 
 

@@ -187,9 +187,9 @@ class _Plan:
                 config = config.model_copy(update={"seed": self.seed})
             earlier = self.since.select.get(name, {})
             chosen = self.add("select", 5, config, {**known, **earlier}, select.run, f"select {name}")
-            exported = {"index": data, "pseudo_label": labels, "score": scores, "select": chosen}
+            given = {"index": data, "split": known["split"], "pseudo_label": labels, "score": scores, "select": chosen}
             inputs[f"select:{name}"] = selections[f"select:{name}"] = chosen
-            inputs[f"export:{name}"] = self.add("export", 3, recipe.export, exported, export.run, f"export {name}")
+            inputs[f"export:{name}"] = self.add("export", 4, recipe.export, given, export.run, f"export {name}")
         if recipe.evaluate is not None:
             tests = {"index": data, "test_index": inputs["test_index"]}
             inputs["evaluate"] = self.add(

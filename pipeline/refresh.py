@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from pipeline import plan, storage, versions
 from pipeline.cluster import connected
 from pipeline.errors import DataError, SemiPruneError
+from pipeline.export import listed, to_annotate
 from pipeline.index import check_unchanged, load_index
 from pipeline.lease import Lease, hold
 from pipeline.recipe import Recipe
@@ -242,29 +243,25 @@ def _compare(
     root: str, number: int, last: Version | None, found: Mapping[str, Artifact]
 ) -> tuple[list[Coreset], list[Part]]:
     """How each coreset differs from the one before, and the tables of the differences, written."""
-    known = found["split"].table()["sample_id"]
     coresets: list[Coreset] = []
     changes: dict[str, list[pa.Table]] = {name: [] for name in CHANGES}
     for title in (title for title in found if title.startswith("export ")):
         name = title.removeprefix("export ")
-        now = _coreset(found[title], name)
-        before = _coreset(last.artifact(root, title), name) if last and last.has(title) else now.slice(0, 0)
+        coreset = _coreset(found[title])
+        now = listed(coreset, name)
+        before = listed(_coreset(last.artifact(root, title)), name) if last and last.has(title) else now.slice(0, 0)
         tables = {
             "added": now.filter(pc.invert(pc.is_in(now["sample_id"], before["sample_id"]))),
             "dropped": before.filter(pc.invert(pc.is_in(before["sample_id"], now["sample_id"]))),
-            "to_annotate": now.filter(pc.invert(pc.is_in(now["sample_id"], known))),
+            "to_annotate": to_annotate(coreset, name),
         }
         for change, table in tables.items():
-            changes[change].append(table.sort_by([("rank", "ascending"), ("sample_id", "ascending")]))
+            changes[change].append(table)
         coresets.append(Coreset(name, now.num_rows, **{change: table.num_rows for change, table in tables.items()}))
     place = versions.folder(root, number)
     return coresets, [write_table_part(place, change, pa.concat_tables(tables)) for change, tables in changes.items()]
 
 
-def _coreset(export: Artifact, name: str) -> pa.Table:
-    """selection, sample_id, key, and rank: the one to annotate first is 0; null in coresets that are not ranked."""
+def _coreset(export: Artifact) -> pa.Table:
     (part,) = export.parts("coreset.parquet")
-    table = export.read_table(part)
-    rank = table["rank"] if "rank" in table.column_names else pa.nulls(table.num_rows, pa.int64())
-    selection = pa.repeat(pa.scalar(name), table.num_rows)
-    return pa.table({"selection": selection, "sample_id": table["sample_id"], "key": table["key"], "rank": rank})
+    return export.read_table(part)

@@ -72,6 +72,7 @@ def test_clusters_are_exported_as_such(free: dict[str, Artifact]) -> None:
     rows = pq.read_table(f"{free['export cutoff'].uri}/coreset.parquet")
     assert rows["cluster"].equals(free["pseudo_label"].table()["pseudo_label"].take(rows["sample_id"]))
     assert not {"pseudo_label", "train_label"} & set(rows.column_names)
+    assert not any(rows["labelled"].to_pylist())
 
 
 def test_embeddings_that_cannot_be_used_are_one_sentence_and_status_2(digits: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What is printed when a run ends."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,18 +63,18 @@ def test_without_a_held_out_label_that_is_what_is_said(capsys: Out) -> None:
     assert capsys.readouterr().out == f"Verdict: not measured; {said}\n"
 
 
-def test_a_coreset_is_said_with_its_size_and_its_whole_bill(capsys: Out) -> None:
-    facts = {"budget": 15_000, "num_samples": 50_000, "annotation_bill": 17_830}
+def test_a_coreset_is_said_with_its_size_and_what_of_it_is_labelled(capsys: Out) -> None:
+    facts = {"budget": 15_000, "num_samples": 50_000, "labelled_in_coreset": 1_170, "annotation_bill": 17_830}
     wrong = {"expected": 2811.6, "interval": [2203, 3518]}
     known, unknown = ({"name": name, "wrong": number, **facts} for name, number in (("cutoff", wrong), ("beta", None)))
     show([artifact("select", known), artifact("select", unknown)])
     title, header, *rows = capsys.readouterr().out.splitlines()
     assert title == "Coresets" and " ".join(header.split()) == (
-        "selection images labels to pay for in all wrong pseudo-labels (95%)"
+        "selection images to annotate labelled already wrong pseudo-labels (95%)"
     )
-    assert [row.split() for row in rows] == [
-        ["cutoff", "15,000", "of", "50,000", "17,830", "2,812", "(2,203", "to", "3,518)"],
-        ["beta", "15,000", "of", "50,000", "17,830", "not", "known"],
+    assert [re.split("  +", row.strip()) for row in rows] == [
+        ["cutoff", "15,000 of 50,000", "13,830", "1,170 in it, 4,000 in all", "2,812 (2,203 to 3,518)"],
+        ["beta", "15,000 of 50,000", "13,830", "1,170 in it, 4,000 in all", "not known"],
     ]
 
 
@@ -159,6 +160,9 @@ def test_the_reference_run_is_told_as_its_manifests_have_it(done: dict[str, Arti
     out = capsys.readouterr().out
     best = max(done["evaluate"].metrics["rows"], key=lambda row: row["mean"])
     assert f"{100 * best['mean']:.2f} ±" in out
-    assert f"{done['select beta'].metrics['annotation_bill']}  " in out
+    metrics = done["select beta"].metrics
+    inside = metrics["labelled_in_coreset"]
+    assert f"  {metrics['budget'] - inside}  {inside} in it, 100 in all  " in re.sub("  +", "  ", out)
+    assert f"Coreset beta: {done['export beta'].uri}\n" in out
     assert f"Verdict: {done['trust'].metrics['verdict']['level']}; " in out
     assert out.endswith(f"Report:  {done['report'].uri}/report.html\n")

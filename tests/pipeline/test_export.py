@@ -12,15 +12,22 @@ from pipeline import export
 from pipeline.errors import DataError
 from pipeline.export import ExportConfig
 from pipeline.index import load_config
+from pipeline.labels import load_label_table
 from tests.pipeline.making import foreign_tar, image, run_index, run_stage, table_artifact, write_shard
 
 LONG = "l" * 150 + "ä"
 KEPT = [0, 2, 3, 5, 6, 8, 9]
+SPLIT = {1: "train", 3: "train", 5: "holdout", 9: "train"}
 
 
 def ids_table(ids, **columns) -> pa.Table:
     ids = np.array(ids, np.int64)
     return pa.table({"sample_id": ids, **{name: make(ids) for name, make in columns.items()}})
+
+
+def selected(root, table):
+    found = table_artifact(root, "select", [table])
+    return dataclasses.replace(found, manifest={**found.manifest, "metrics": {"name": "beta"}})
 
 
 def make_inputs(root, parts=1, kept=KEPT):
@@ -43,7 +50,8 @@ def make_inputs(root, parts=1, kept=KEPT):
     }
     return {
         "index": run_index(root, f"{data}/*.tar"),
-        "select": table_artifact(root, "select", [ids_table(kept, rank=lambda ids: np.argsort(-ids))]),
+        "split": table_artifact(root, "split", [ids_table(list(SPLIT), role=lambda _: list(SPLIT.values()))]),
+        "select": selected(root, ids_table(kept, rank=lambda ids: np.argsort(-ids))),
         "score": table_artifact(root, "score", [ids_table(ids, **scores) for ids in chunks]),
         "pseudo_label": table_artifact(root, "pseudo", [ids_table(ids, **predicted) for ids in chunks]),
     }
@@ -77,12 +85,14 @@ def test_the_table_the_keys_and_the_ids(exported):
     folder = Path(artifact.uri)
     rows = pq.read_table(folder / "coreset.parquet")
     assert rows.column_names == [
-        "sample_id", "key", "shard", "row", "aum", "confidence", "pseudo_label", "pseudo_label_confidence", "rank",
+        "sample_id", "key", "shard", "row", "labelled", "aum", "confidence", "pseudo_label", "pseudo_label_confidence",
+        "rank",
     ]  # fmt: skip
     assert rows["sample_id"].to_pylist() == KEPT
     keys = ["a0", "a2", "a3", "b5", "b6", "c8", "c9"]
     assert rows["key"].to_pylist() == keys
     assert rows["row"].to_pylist() == [0, 3, 4, 1, 2, 1, 2]
+    assert rows["labelled"].to_pylist() == [False, False, True, True, False, False, True]
     assert rows["aum"].to_pylist() == [n / 4 for n in KEPT]
     assert rows["confidence"].to_pylist() == [1 - n for n in KEPT]
     assert rows["pseudo_label"].to_pylist() == [n % 3 for n in KEPT]
@@ -92,6 +102,36 @@ def test_the_table_the_keys_and_the_ids(exported):
     ids = np.load(folder / "indices.npy", allow_pickle=False)
     assert ids.dtype == np.int64
     assert ids.tolist() == KEPT
+
+
+def test_what_is_left_to_annotate_is_listed_in_the_order_in_which_to_do_it(exported):
+    _, artifact = exported
+    assert (Path(artifact.uri) / "to_annotate.csv").read_text().splitlines() == [
+        '"selection","sample_id","key","rank"',
+        '"beta",8,"c8",1',
+        '"beta",6,"b6",2',
+        '"beta",2,"a2",5',
+        '"beta",0,"a0",6',
+    ]
+    (part,) = artifact.parts("to_annotate.csv")
+    assert part.rows == 4
+
+
+def test_with_a_column_of_labels_the_list_is_a_table_of_labels(exported, tmp_path):
+    _, artifact = exported
+    header, *rows = (Path(artifact.uri) / "to_annotate.csv").read_text().splitlines()
+    (tmp_path / "back.csv").write_text("\n".join([f"{header},label", *(f"{row},1" for row in rows)]))
+    labels = load_label_table(str(tmp_path / "back.csv"), num_classes=2)
+    assert sorted(labels["key"].to_pylist()) == ["a0", "a2", "b6", "c8"]
+
+
+def test_without_ranks_the_list_is_in_the_order_of_sample_id(ray_local, tmp_path):
+    inputs = {**make_inputs(tmp_path), "select": selected(tmp_path, ids_table(KEPT))}
+    folder = Path(run(tmp_path, inputs, shards=False).uri)
+    assert "rank" not in pq.read_schema(folder / "coreset.parquet").names
+    assert (folder / "to_annotate.csv").read_text().splitlines()[1:] == [
+        f'"beta",{n},"{key}",' for n, key in ((0, "a0"), (2, "a2"), (6, "b6"), (8, "c8"))
+    ]
 
 
 def test_clusters_are_called_so_and_no_label_is_told(exported, ray_local, tmp_path):
@@ -161,7 +201,7 @@ def test_long_and_foreign_names_survive(ray_local, tmp_path):
 
 def test_without_shards(ray_local, tmp_path):
     artifact = run(tmp_path, make_inputs(tmp_path), shards=False)
-    assert artifact.metrics["files"] == ["coreset.parquet", "keys.txt", "indices.npy"]
+    assert artifact.metrics["files"] == ["coreset.parquet", "to_annotate.csv", "keys.txt", "indices.npy"]
     assert artifact.metrics["num_shards"] == 0
 
 
@@ -176,7 +216,7 @@ def test_lists_appear_after_the_shards(ray_local, tmp_path, monkeypatch):
     assert not list((tmp_path / "export").rglob("*"))
     monkeypatch.undo()
     names = run(tmp_path, inputs).metrics["files"]
-    assert names == ["shards/coreset-000000.tar", "coreset.parquet", "keys.txt", "indices.npy"]
+    assert names == ["shards/coreset-000000.tar", "coreset.parquet", "to_annotate.csv", "keys.txt", "indices.npy"]
 
 
 def test_a_shard_that_changed_is_an_error(ray_local, tmp_path):

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import plan
@@ -74,6 +77,18 @@ def test_the_bill_is_for_the_labels_in_the_coreset_and_those_paid_for_before(don
         assert done[title].metrics["annotation_bill"] == len(kept | paid)
 
 
+def test_an_export_says_what_is_labelled_and_lists_the_rest(done: dict[str, Artifact]) -> None:
+    paid = done["split"].table()["sample_id"]
+    for name in ("cutoff", "beta"):
+        rows = pq.read_table(f"{done[f'export {name}'].uri}/coreset.parquet")
+        assert rows["labelled"].equals(pc.is_in(rows["sample_id"], paid))
+        assert pc.sum(rows["labelled"]).as_py() == done[f"select {name}"].metrics["labelled_in_coreset"] > 0
+        left = pyarrow.csv.read_csv(f"{done[f'export {name}'].uri}/to_annotate.csv")
+        wanted = rows.filter(pc.invert(rows["labelled"])).sort_by("rank")
+        for column in ("sample_id", "key", "rank"):
+            assert left[column].to_pylist() == wanted[column].to_pylist()
+
+
 def test_a_changed_selector_trains_nothing(ray_local: None, reference_run: Path, tmp_path: Path) -> None:
     shutil.copytree(reference_run, tmp_path / "run")
     recipe = load_recipe(
@@ -94,10 +109,10 @@ def test_what_ray_gives_up_on_is_one_sentence(
 
     monkeypatch.setattr("pipeline.index.run", run_out)
     recipe = load_recipe(str(tiny_recipe(digits, tmp_path / "run")))
-    with pytest.raises(SemiPruneError, match="the stage 'index' was given up: OutOfMemoryError: Task") as caught:
+    with pytest.raises(SemiPruneError, match="the stage 'index test' was given up: OutOfMemoryError: Task") as caught:
         run_here(recipe)
     assert "\n" not in str(caught.value)
-    assert json.loads((tmp_path / "run" / "_PLAN.json").read_text())["stages"][0]["title"] == "index"
+    assert json.loads((tmp_path / "run" / "_PLAN.json").read_text())["stages"][0]["title"] == "index test"
     assert read_status(str(tmp_path / "run"))[0].state == "to run"
 
 

@@ -105,7 +105,9 @@ def build(root: str) -> Run:
     roles = ["train"] * len(train) + ["holdout"] * len(holdout)
     split = {"sample_id": np.concatenate([train, holdout]), "role": roles}
     split["label"] = truth[split["sample_id"]]
-    run.commit("split", {"num_train": 50, "num_holdout": 50}, {"part": split}, settings={"draw": "uniform"}, seed=0)
+    counts = {str(label): int(count) for label, count in enumerate(np.bincount(truth[train], minlength=10))}
+    labels = {"num_train": 50, "num_holdout": 50, "class_counts": counts}
+    run.commit("split", labels, {"part": split}, settings={"draw": "uniform"}, seed=0)
 
     step = np.arange(0, 3000, 10)
     ssl = {

@@ -109,7 +109,11 @@ def test_the_twin_holds_what_the_page_shows(inputs: Inputs, tmp_path: Path) -> N
             shown += [f"{page.points(row['difference'])} {row['verdict']}"]
     for selection in twin["selections"]:
         shown.append(f"{selection['budget']} of {twin['num_samples']} (30.0 %)")
-        shown.append(f"Annotation bill {selection['annotation_bill']} labels")
+        inside, paid = selection["labelled_in_coreset"], twin["labels_paid"]
+        left = selection["budget"] - inside
+        shown.append(f"{selection['budget']} images (30.0 %): {left} to annotate, {inside} labelled already")
+        shown.append(f"To annotate {left} images Labelled already {inside} in it, {paid} in all")
+        shown.append(f"Annotation bill {left + paid} labels")
         for example in selection["examples"] + selection["beyond"]:
             fate = ("kept" if example["kept"] else "pruned") + "*" * example["label_paid"]
             shown.append(f"{example['label']} {fate} {page.number(example['score'])} {example['key']}")
