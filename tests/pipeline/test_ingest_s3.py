@@ -85,8 +85,9 @@ def test_ingest_and_export(bucket, tmp_path):
 
     rows = Output(f"{root}/rows")
     rows.write_table(pa.table({"sample_id": [1, 6], "rank": [1, 0], "pseudo_label": [0, 1], "confidence": [0.5, 1.0]}))
-    table = Artifact(rows.uri, {"parts": [vars(part) for part in rows.parts], "inputs": {}})
-    inputs = {"index": indexed, "select": table, "score": table, "pseudo_label": table}
+    manifest = {"parts": [vars(part) for part in rows.parts], "inputs": {}, "metrics": {"name": "two"}}
+    table = Artifact(rows.uri, manifest)
+    inputs = {"index": indexed, "split": table, "select": table, "score": table, "pseudo_label": table}
     exported = run(root, "export", export.run, export.ExportConfig(), inputs)
     content = storage.read(f"{exported.uri}/shards/coreset-000000.tar")
     assert image(1) in content
