@@ -8,6 +8,8 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from subprocess import Popen
+
     from pipeline.stage import Artifact
     from pipeline.training import Worker
 
@@ -56,13 +58,40 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that need the reference run come last: it goes on while the others are tested."""
+    late = {item.path for item in items if _needs_reference(item)}
+    items.sort(key=lambda item: item.path in late)
+
+
+def _needs_reference(item: pytest.Item) -> bool:
+    return "reference_run" in getattr(item, "fixturenames", ())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _reference_started(request: pytest.FixtureRequest, _temporary: None) -> None:
+    if any(map(_needs_reference, request.session.items)):
+        request.getfixturevalue("_reference")
+
+
 @pytest.fixture(scope="session")
-def reference_run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of the tiny recipe, run once without interruption."""
-    from tests.running import run, tiny_recipe
+def _reference(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[tuple[Path, Popen]]":
+    from tests.running import kill_tree, start, tiny_recipe
 
     root = tmp_path_factory.mktemp("reference") / "run"
-    status, _, err = run("run", str(tiny_recipe(digits, root)))
+    process = start("run", str(tiny_recipe(digits, root)))
+    yield root, process
+    if process.poll() is None:
+        kill_tree(process)
+
+
+@pytest.fixture(scope="session")
+def reference_run(_reference: "tuple[Path, Popen]") -> Path:
+    """The run directory of the tiny recipe, run once without interruption."""
+    from tests.running import finish
+
+    root, process = _reference
+    status, _, err = finish(process)
     assert status == 0, err
     return root
 

@@ -40,15 +40,21 @@ def environment(endpoint: str) -> dict[str, str]:
 
 def start(folder: Path, port: int = 0) -> tuple[subprocess.Popen, str]:
     """The folders in `folder` as buckets: the process, and the endpoint's URL. port: any that is free when 0."""
-    program = Path(sysconfig.get_path("scripts")) / "rclone"
     keys = f"{ACCESS_KEY},{SECRET_KEY}"
-    command = [program, "serve", "s3", "--config", "", "--addr", f"127.0.0.1:{port}", "--auth-key", keys, folder]
+    return launch(
+        "rclone", "serve", "s3", "--config", "", "--addr", f"127.0.0.1:{port}", "--auth-key", keys, str(folder)
+    )
+
+
+def launch(program: str, *arguments: str) -> tuple[subprocess.Popen, str]:
+    """An installed server: the process, and the URL that it says it can be reached at."""
+    command = [Path(sysconfig.get_path("scripts")) / program, *arguments]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
     told = ""
     while (found := re.search(r"http://127\.0\.0\.1:\d+", told)) is None:
         line = server.stderr.readline()
-        assert line, f"rclone ended: {told}"
+        assert line, f"{program} ended: {told}"
         told += line
     threading.Thread(target=server.stderr.read, daemon=True).start()  # or it would wait for a reader
     return server, found[0]

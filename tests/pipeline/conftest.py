@@ -9,29 +9,31 @@ from pathlib import Path
 import boto3
 import pytest
 import s3fs
-from moto.server import ThreadedMotoServer
 
-from tests.object_store import Proxy, proxied, reached, serve
+from tests.object_store import Proxy, launch, proxied, reached, serve
 
 BUCKET = "semiprune-test"
 
 
 @pytest.fixture(scope="session")
 def s3_bucket() -> Iterator[str]:
-    """A bucket on a server of its own; s3fs and boto3 find it by the environment, as they would find AWS."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    """A bucket on a server of its own; s3fs and boto3 find it by the environment, as they would find AWS.
+
+    In a process of its own too: moto's mocks in this one would empty it.
+    """
+    server, endpoint = launch("moto_server", "--host", "127.0.0.1", "--port", "0")
+    with server, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ENDPOINT_URL", endpoint)
         environment.setenv("AWS_ACCESS_KEY_ID", "test")
         environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
         environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
         s3fs.S3FileSystem.clear_instance_cache()
-        boto3.client("s3").create_bucket(Bucket=BUCKET)
-        yield BUCKET
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+        try:
+            boto3.client("s3").create_bucket(Bucket=BUCKET)
+            yield BUCKET
+        finally:
+            s3fs.S3FileSystem.clear_instance_cache()
+            server.terminate()
 
 
 @pytest.fixture

@@ -6,8 +6,6 @@ import boto3
 import numpy as np
 import pyarrow as pa
 import pytest
-import s3fs
-from moto.server import ThreadedMotoServer
 
 from pipeline import export, images, index, ingest, shards, storage
 from pipeline.epoch_plan import in_order
@@ -19,24 +17,11 @@ from tests.pipeline.making import image, silent, write_dataset
 
 
 @pytest.fixture
-def bucket(monkeypatch):
-    """An empty bucket on a server of its own."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
+def bucket(s3_bucket):
+    """An empty one."""
     name = uuid.uuid4().hex
     boto3.client("s3").create_bucket(Bucket=name)
-    yield f"s3://{name}"
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+    return f"s3://{name}"
 
 
 @pytest.fixture(autouse=True)
