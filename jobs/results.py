@@ -59,7 +59,9 @@ def _show_index(artifact: Artifact) -> None:
 
 def _show_split(artifact: Artifact) -> None:
     if "annotations_unmatched" in artifact.metrics:
-        _show_unmatched("split.labels", artifact.metrics["annotations_unmatched"], artifact.metrics["num_annotated"])
+        _show_unmatched(
+            "split.labels", artifact.metrics["annotations_unmatched"], artifact.metrics["annotations_matched"]
+        )
 
 
 def _show_unmatched(field: str, unmatched: int, matched: int) -> None:

@@ -1,6 +1,6 @@
 """Labels that annotators gave back: a table key,label beside the shards, which are not read again for it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -49,6 +49,11 @@ class Annotations:
             )
         order = np.argsort(found[known])
         return cls(found[known][order], labels[known][order], int((~known).sum()))
+
+    def without(self, ids: Ids) -> Self:
+        """Those of other rows."""
+        others = ~np.isin(self.sample_ids, ids)
+        return replace(self, sample_ids=self.sample_ids[others], labels=self.labels[others])
 
     def added_to(self, ids: Ids, labels: Ids) -> tuple[Ids, Ids]:
         """These rows and the annotated ones, ascending, whose labels overrule."""

@@ -33,7 +33,7 @@ class SplitConfig(Config):
     """The `split` section of a recipe.
 
     "uniform" is what the methods' papers call randomly labelled; "per_class" uses knowledge of the class. `labels` are
-    never held out: coresets are no random sample of the pool.
+    never held out: coresets are no random sample of the pool. Those of images that "typiclust" chose count as drawn.
     """
 
     num_labelled: Annotated[int, Field(ge=0)] | None = Field(
@@ -101,7 +101,8 @@ def run(
     Every label that is not drawn stays behind here. inputs: index; encode, where the draw looks at embeddings; in a
     refresh `earlier`, the split of the version before, and `earlier_pool`, its pseudo-labels: what was visible then
     stays so and keeps its role, lest a row check the pseudo-labels of a model that began as one that was trained on it.
-    Part `annotated`: sample_ids of `settings.labels`, if there is such a table. Raises UserError if there are too few
+    Part `annotated`: sample_ids of `settings.labels`, if there is such a table, but for those that were drawn by
+    "typiclust". Raises UserError if there are too few
     labels, if a class would have no training label, or a fold no row; where chosen images have none, it names a table
     of them.
     """
@@ -111,10 +112,14 @@ def run(
     ids, labels = rows["sample_id"].to_numpy(), rows["label"].to_numpy()
     num_classes = index.metrics["num_classes"]
     earlier, annotations = _Earlier.load(inputs), Annotations.load(index, settings.labels, config.labels_sha256)
-    before = np.isin(ids, earlier.drawn)
+    num_matched = len(annotations.sample_ids)
+    if settings.draw == "typiclust":  # what it chooses may have come back in that table
+        ids, labels = annotations.added_to(ids, labels)
+    before, known = np.isin(ids, earlier.drawn), labels
     try:
         if settings.draw == "typiclust":
             drawn = _draw_typical(index, ids, inputs["encode"], config.seed, settings, before, out)
+            annotations = annotations.without(ids[drawn])
         else:
             drawn = _draw(ids, labels, num_classes, config.seed, settings, before)
         ids, labels = annotations.added_to(ids[drawn], labels[drawn])
@@ -124,7 +129,7 @@ def run(
             new &= ids >= earlier.num_samples
         held[new] = _hold_out(ids[new], labels[new], config.seed, settings.holdout_fraction)
         if settings.num_labelled != 0:
-            _check_classes(rows["label"].to_numpy(), labels[~held], len(ids), num_classes, settings)
+            _check_classes(known, labels[~held], len(ids), num_classes, settings)
         if settings.folds is not None:
             _check_folds(fold_of(ids, labels, annotations.sample_ids, config.seed, settings.folds), settings.folds)
     except UserError as error:
@@ -141,6 +146,7 @@ def run(
         out.write_table(pa.table({"sample_id": annotations.sample_ids}), "annotated")
         metrics |= {
             "num_annotated": len(annotations.sample_ids),
+            "annotations_matched": num_matched,
             "annotations_unmatched": annotations.num_unmatched,
         }
     return metrics
@@ -237,7 +243,7 @@ def _draw_typical(
             storage.write(place, sink.getvalue())
         raise UserError(
             f"split.draw='typiclust' chose {wanted} images, and {len(lacking)} of them have no label: label those in "
-            f"{place!r}, put them into data.labels, and run the same command again"
+            f"{place!r}, name the table of key,label in {FIELD}, and run the same command again"
         )
     return before | np.isin(ids, chosen)
 

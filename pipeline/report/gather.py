@@ -81,7 +81,7 @@ def _unmatched(index: Mapping[str, Any], split: Mapping[str, Any]) -> list[dict[
     """Tables of labels with keys of no sample: how many those are, and of how many."""
     found = [("data.labels", index["labels_unmatched"], index["num_labelled_rows"])]
     if "annotations_unmatched" in split:
-        found.append(("split.labels", split["annotations_unmatched"], split["num_annotated"]))
+        found.append(("split.labels", split["annotations_unmatched"], split["annotations_matched"]))
     return [
         {"table": table, "num_unmatched": unmatched, "num_keys": unmatched + matched}
         for table, unmatched, matched in found

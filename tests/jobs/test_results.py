@@ -141,12 +141,12 @@ def test_what_was_left_out_is_said_first_with_its_reasons_and_where_all_of_it_is
 
 
 def test_keys_of_a_table_that_name_no_sample_are_counted(capsys: Out) -> None:
-    show([indexed(unmatched=2), artifact("split", {"num_annotated": 1030, "annotations_unmatched": 1})])
+    show([indexed(unmatched=2), artifact("split", {"annotations_matched": 1030, "annotations_unmatched": 1})])
     assert capsys.readouterr().out.splitlines() == [
         "Keys of data.labels that name no sample of the pool: 2 of 1,102",
         "Keys of split.labels that name no sample of the pool: 1 of 1,031",
     ]
-    show([indexed(), artifact("split", {"num_annotated": 30, "annotations_unmatched": 0})])
+    show([indexed(), artifact("split", {"annotations_matched": 30, "annotations_unmatched": 0})])
     assert capsys.readouterr() == ("", "")
 
 

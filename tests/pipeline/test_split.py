@@ -120,15 +120,34 @@ def test_typical_images_are_drawn_by_their_embeddings_of_the_whole_pool(tmp_path
         assert spread[sample_id // 3] < np.median(spread)
     first = table["sample_id"].to_pylist()[0]
     some = [None if n == first else label for n, label in enumerate(labels)]
-    with pytest.raises(
-        UserError, match=r"chose 3 images, and 1 of them have no label: label those in '(.*)', put"
-    ) as e:
+    with pytest.raises(UserError, match=r"chose 3 images, and 1 of them have no label: label those in '(.*)', na") as e:
         typical(tmp_path / "some", some, vectors, num_labelled=3)
     assert Path(str(e.value).split("'")[3]).read_text().replace('"', "").split() == ["key", f"k{first}"]
     with pytest.raises(UserError, match=r"split.num_labelled=61 but the pool has 60 images"):
         typical(tmp_path / "many", labels, vectors, num_labelled=61)
     with pytest.raises(ValueError, match="'typiclust' needs a number of images to choose: set num_labelled"):
         SplitConfig(draw="typiclust")
+
+
+def test_what_came_back_for_typical_images_counts_as_drawn(tmp_path):
+    """And may be held out, while what came back for others is not."""
+    vectors = np.random.default_rng(0).standard_normal((60, 5)).astype(np.float32)
+    labels = [n % 3 for n in range(60)]
+    drawn = typical(tmp_path / "all", labels, vectors, num_labelled=20)
+    returned = [*drawn["sample_id"].to_pylist(), *np.setdiff1d(range(60), drawn["sample_id"])[:4].tolist()]
+    table = tmp_path / "back.csv"
+    table.write_text("\n".join(["key,label", *(f"k{n},{labels[n]}" for n in returned), "k60,0"]))
+    chosen = SplitConfig(draw="typiclust", num_labelled=20, labels=str(table))
+    inputs = {"index": make_index(tmp_path, [None] * 60), "encode": encoded(tmp_path / "encode", vectors)}
+    artifact = run_stage(tmp_path, "split", split.run, SplitStageConfig.of(0, chosen), inputs)
+    rows = artifact.table()
+    assert rows["sample_id"].to_pylist() == sorted(returned)
+    assert rows["label"].to_pylist() == [labels[n] for n in sorted(returned)]
+    others = artifact.table("annotated")["sample_id"].to_pylist()
+    assert others == sorted(returned[20:])
+    assert rows.filter(np.isin(rows["sample_id"], drawn["sample_id"])).equals(drawn)
+    told = ("num_annotated", "annotations_matched", "annotations_unmatched")
+    assert [artifact.metrics[name] for name in told] == [4, 24, 1]
 
 
 def test_too_few_labels(tmp_path):

@@ -230,7 +230,7 @@ def chosen_here(inputs: Inputs) -> Inputs:
 
 def unmatched(inputs: Inputs) -> Inputs:
     index = changed(inputs["index"], labels_unmatched=2, num_labelled_rows=1434)
-    return inputs | {"index": index, "split": changed(inputs["split"], annotations_unmatched=1, num_annotated=9)}
+    return inputs | {"index": index, "split": changed(inputs["split"], annotations_unmatched=1, annotations_matched=9)}
 
 
 def one_seed(inputs: Inputs) -> Inputs:
