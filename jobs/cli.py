@@ -392,7 +392,7 @@ def _show_import(written: "Imported") -> None:
     row = (*map(str, counts.values()), written.shards[0])
     table("Imported", (*counts, "first shard"), [row])
     if written.skipped:
-        why = "no images" if written.classes else "no images or hidden"
+        why = "no images or in no class folder" if written.classes else "no images or hidden"
         typer.echo(f"Left out, {why}: {counted(len(written.skipped), 'files')}, such as {written.skipped[0]!r}")
 
 

@@ -36,7 +36,7 @@ _KNOWN = "CIFAR10, STL10, SVHN or MNIST"
 
 @dataclass(frozen=True)
 class Imported:
-    """What was written. skipped: names of files that are no images, in the source's order; key: that of an image."""
+    """What was written. skipped: names of files that were left out, in the source's order; key: that of an image."""
 
     shards: tuple[str, ...]
     num_samples: int
@@ -104,7 +104,7 @@ def import_imagefolder(
 
     The class is the name of the first folder, its number the place among the sorted names, or in `known`, the
     `classes.json` of another import; the names are written to `classes.json`. The key is the file's path below SRC
-    without the extension. Files of other kinds are listed in `skipped`.
+    without the extension. Files of other kinds, and those in no folder, are listed in `skipped`.
     """
     if "://" in src and not storage.is_local(src):
         raise UserError(
@@ -119,7 +119,8 @@ def import_imagefolder(
     numbers = _numbers(known, classes) if known else {name: number for number, name in enumerate(classes)}
     files = [file for name in classes for file in sorted((root / name).rglob("*")) if file.is_file()]
     found = [file for file in files if image_files.is_image(file)]
-    if not found and any(image_files.is_image(file) for file in root.iterdir()):
+    loose = sorted(file for file in root.iterdir() if file.is_file())
+    if not found and any(map(image_files.is_image, loose)):
         raise UserError(
             f"the images lie directly in {src!r}, and not in a folder per class: semiprune import images {src} {out} "
             "imports them without classes"
@@ -139,8 +140,8 @@ def import_imagefolder(
     with ShardFolder(out) as folder:
         folder.write_shards("train", _split(order, samples_per_shard, sample))
         folder.write_classes(list(numbers))
-    skipped = tuple(str(file.relative_to(root)) for file in files if not image_files.is_image(file))
-    return Imported(folder.shards, len(found), tuple(numbers), skipped)
+    others = [*loose, *(file for file in files if not image_files.is_image(file))]
+    return Imported(folder.shards, len(found), tuple(numbers), tuple(str(file.relative_to(root)) for file in others))
 
 
 def _numbers(known: str, classes: Sequence[str]) -> dict[str, int]:

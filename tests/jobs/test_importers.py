@@ -41,6 +41,7 @@ def make_folder(root: Path) -> dict[str, bytes]:
         "dog/notes.txt": b"no image",
         ".git/x.png": picture(7),
         "readme.md": b"beside the classes",
+        "loose.jpg": picture(8, "JPEG"),
     }
     for name, data in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +55,7 @@ def test_imagefolder(tmp_path):
     assert written.shards == tuple(f"{tmp_path}/out/train-{n:06d}.tar" for n in range(2))
     assert written.classes == ("cat", "cow.v1", "dog")
     assert written.num_samples == 6
-    assert written.skipped == ("dog/notes.txt",)
+    assert written.skipped == ("loose.jpg", "readme.md", "dog/notes.txt")
     assert json.loads((tmp_path / "out/classes.json").read_text()) == ["cat", "cow.v1", "dog"]
     found = members(written.shards[0]) | members(written.shards[1])
     assert found == {
