@@ -58,7 +58,7 @@ def noise(num_samples, size, num_classes=4):
 
 
 @pytest.fixture(scope="session")
-def digits():
+def digit_pools():
     """scikit-learn's digits at 16x16: 1,437 to train on and 360 to test."""
     from sklearn.datasets import load_digits
 

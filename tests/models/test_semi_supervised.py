@@ -169,9 +169,9 @@ def test_what_is_left_out_is_as_the_algorithms_authors_have_it():
     assert weight_and_ratio(algorithm="pseudo_label", unlabelled_ratio=3) == (1, 3)
 
 
-def test_unlabelled_digits_help(digits):
+def test_unlabelled_digits_help(digit_pools):
     """100 labels: above 93%, and well above what the same labels give without the other images."""
-    train, test = digits
+    train, test = digit_pools
     labelled, model = np.arange(100), ModelConfig(name="resnet9", width=8)
     config = SemiSupervisedConfig(model=model, steps=120, batch_size=32, augment=AugmentConfig(flip=False))
     trainer = SemiSupervisedTrainer(config, 10, seed=0, device=CPU, num_samples=len(train.labels))

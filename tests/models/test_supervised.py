@@ -78,8 +78,8 @@ def test_the_learning_rate_is_half_a_cosine_over_all_steps():
     assert trainer.lr(12) == pytest.approx(0.005)
 
 
-def test_it_learns_real_digits(digits):
-    train, test = digits
+def test_it_learns_real_digits(digit_pools):
+    train, test = digit_pools
     ids = np.arange(500)
     config = SupervisedConfig(
         model=ModelConfig(name="resnet9", width=8),
