@@ -101,10 +101,9 @@ def run(
     Every label that is not drawn stays behind here. inputs: index; encode, where the draw looks at embeddings; in a
     refresh `earlier`, the split of the version before, and `earlier_pool`, its pseudo-labels: what was visible then
     stays so and keeps its role, lest a row check the pseudo-labels of a model that began as one that was trained on it.
-    Part `annotated`: sample_ids of `settings.labels`, if there is such a table, but for those that were drawn by
-    "typiclust". Raises UserError if there are too few
-    labels, if a class would have no training label, or a fold no row; where chosen images have none, it names a table
-    of them.
+    Part `annotated`: sample_ids of `settings.labels`, if there is such a table, but for those that "typiclust" drew.
+    Raises UserError if there are too few labels, if a class would have no training label, or a fold no row; where
+    chosen images have none, it names a table of them.
     """
     index, settings = inputs["index"], config.settings
     rows = load_index(index, ["label"])
