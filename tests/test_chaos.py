@@ -77,11 +77,8 @@ def test_an_elastic_training_loses_and_gains_a_node(chaos: Chaos) -> None:
 
 
 def test_a_run_survives_its_cluster(chaos: Chaos, reference_run: Path) -> None:
-    """A node and the store are killed; what comes out is what came out elsewhere, undisturbed.
-
-    Of workers and drivers test_crash.py tells.
-    """
-    plan = [("node", "ssl"), ("store killed", "proxy")]
+    """A worker, a node, the store and the driver are killed; what comes out is what came out elsewhere, undisturbed."""
+    plan = [("worker", "ssl"), ("node", "proxy"), ("store killed", "proxy"), ("driver", "evaluate")]
     outcome = chaos.ordeal(plan, reference_run)
     assert outcome.violations == [], outcome
     assert [fault.kind for fault in outcome.faults] == [kind for kind, _ in plan]
