@@ -28,7 +28,7 @@ from pipeline.index import load_index
 from pipeline.stage import Artifact
 from tests.running import REPOSITORY, artifacts, descendants, finish, kill_tree, run, start, tiny_recipe, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 RAY = str(Path(sys.executable).with_name("ray"))
 

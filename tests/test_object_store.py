@@ -105,7 +105,7 @@ def served_metrics(process: subprocess.Popen) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_run_in_the_store_is_the_run_on_disk(
     digits: Path,
     reference_run: Path,
