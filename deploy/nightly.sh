@@ -34,7 +34,7 @@ until listening; do
         echo "nightly.sh: no tunnel to the head: is the cluster up, and do AWS credentials and the key in ~/.ssh work?" >&2
         exit 1
     fi
-    sleep 1
+    sleep 0.2
 done
 
 semiprune submit "$@" --refresh --address "http://127.0.0.1:$port" </dev/null &

@@ -1,4 +1,4 @@
-"""The semi-supervised loop: its losses, its seam, that it resumes, that unlabelled images help."""
+"""The semi-supervised loop: its losses, its seam, that it resumes; that it learns is in ssl/test_learning.py."""
 
 import json
 import math
@@ -11,11 +11,10 @@ from torch import nn
 from torch.nn import functional
 
 from models import semi_supervised
-from models.augment import AugmentConfig, Draw, WeakConfig, strong, weak
+from models.augment import Draw, strong, weak
 from models.backbones import ModelConfig
 from models.semi_supervised import SemiSupervisedConfig, SemiSupervisedTrainer
 from models.ssl import Algorithm, algorithms, mean
-from models.supervised import SupervisedConfig, SupervisedTrainer
 from tests.models.conftest import noise
 
 CPU = torch.device("cpu")
@@ -167,24 +166,6 @@ def test_what_is_left_out_is_as_the_algorithms_authors_have_it():
     assert weight_and_ratio(algorithm="mean_teacher") == (50, 1)
     assert weight_and_ratio(algorithm="mixmatch", unlabelled_weight=75.0) == (75, 1)
     assert weight_and_ratio(algorithm="pseudo_label", unlabelled_ratio=3) == (1, 3)
-
-
-def test_unlabelled_digits_help(digit_pools):
-    """100 labels: above 93%, and well above what the same labels give without the other images."""
-    train, test = digit_pools
-    labelled, model = np.arange(100), ModelConfig(name="resnet9", width=8)
-    config = SemiSupervisedConfig(model=model, steps=120, batch_size=32, augment=AugmentConfig(flip=False))
-    trainer = SemiSupervisedTrainer(config, 10, seed=0, device=CPU, num_samples=len(train.labels))
-    trainer.train_steps(range(120), train.pairs(range(120), labelled, 32, 7 * 32))
-    semi = (trainer.predict(test.images).argmax(1) == test.labels).float().mean().item()
-
-    weak_only = SupervisedConfig(model=model, epochs=40, lr=0.03, batch_size=32, augment=WeakConfig(flip=False))
-    alone = SupervisedTrainer(weak_only, 10, 4, seed=0, device=CPU)
-    for epoch in range(40):
-        alone.train_epoch(epoch, train.epoch(epoch, 32, labelled))
-    supervised = (alone.predict(test.images).argmax(1) == test.labels).float().mean().item()
-    assert semi > 0.93
-    assert semi > supervised + 0.01
 
 
 def test_logit_adjustment_is_tau_times_the_log_of_each_classs_share():

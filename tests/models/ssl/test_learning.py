@@ -23,7 +23,7 @@ def _accuracy(name, train, test):
         model=ModelConfig(name="resnet9", width=8),
         steps=STEPS,
         batch_size=32,
-        **({} if "unlabelled_ratio" in algorithms()[name].defaults else {"unlabelled_ratio": 3}),
+        **({} if "unlabelled_ratio" in algorithms()[name].defaults else {"unlabelled_ratio": 2}),
         augment=AugmentConfig(flip=False),
         precision="fp32",
     )
@@ -39,6 +39,9 @@ def baseline(digit_pools):
 
 @pytest.mark.parametrize("name", [name for name in algorithms() if name != "supervised"])
 def test_unlabelled_digits_help_every_algorithm(name, digit_pools, baseline):
-    """30 labels: of up to four seeds these alone gave 85 to 89%, and every algorithm at least 3.6 points more."""
+    """30 labels: these alone gave 86 to 91% for four seeds, every algorithm more.
+
+    This seed's least is 5 points more; another's is 0.2, of Pseudo-Label, where the others have 4.4 and more.
+    """
     assert baseline > 0.75, "the labels teach something"
     assert _accuracy(name, *digit_pools) > baseline + 0.02

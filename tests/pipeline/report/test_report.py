@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from matplotlib.figure import Figure
 
 from pipeline import report
 from pipeline.intervals import wilson
@@ -51,6 +52,12 @@ def changed(artifact: Artifact, **metrics: Any) -> Artifact:
     return dataclasses.replace(artifact, manifest={**artifact.manifest, "metrics": {**artifact.metrics, **metrics}})
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charts are painted but empty in the page: matplotlib takes most of the time that a page takes."""
+    monkeypatch.setattr(Figure, "savefig", lambda figure, buffer, **settings: buffer.write("<svg></svg>"))
+
+
 class Page(HTMLParser):
     """What a reader sees, and every place from which a browser would load something."""
 
@@ -82,6 +89,7 @@ def test_loads_nothing_from_anywhere_and_runs_nothing(inputs: Inputs, tmp_path: 
     assert re.findall(r"<[^>]* on\w+=", source) == []
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_comes_from_data_is_text(inputs: Inputs, tmp_path: Path) -> None:
     classes = ("<b>zero</b>", "$one$", "two & a half", *"3456789")
     index = inputs["index"]
@@ -99,6 +107,7 @@ def test_equal_inputs_give_equal_bytes(inputs: Inputs, tmp_path: Path) -> None:
     assert make(inputs, tmp_path / "one") == make(inputs, tmp_path / "two")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_twin_holds_what_the_page_shows(inputs: Inputs, tmp_path: Path) -> None:
     source, twin = make(inputs, tmp_path / "report")
     text = Page(source).text
@@ -144,6 +153,7 @@ def test_the_twin_holds_what_the_page_shows(inputs: Inputs, tmp_path: Path) -> N
     assert [words for words in shown if re.sub(r"\s+", " ", words) not in text] == []
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_twin_counts_right(inputs: Inputs, tmp_path: Path) -> None:
     _, twin = make(inputs, tmp_path / "report", examples=5)
     cutoff, beta = twin["selections"]
@@ -244,6 +254,7 @@ def without_a_score(inputs: Inputs) -> Inputs:
     }
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("change", "sentences"),
     [
@@ -322,6 +333,7 @@ def test_clusters_have_numbers_and_never_the_name_of_a_class(inputs: Inputs, tmp
     assert {example[name].split()[0] for example in shown for name in ("label", "pseudo_label")} == {"cluster"}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_class_that_was_never_predicted_has_its_row(inputs: Inputs, tmp_path: Path) -> None:
     never_right = {"label": 9, "correct": 0, "total": 7, "interval": [0, 0.5]}
     per_class = [row for row in inputs["trust"].metrics["per_class"] if row["label"] != 9] + [never_right]
@@ -336,6 +348,7 @@ def test_a_class_that_was_never_predicted_has_its_row(inputs: Inputs, tmp_path: 
     assert twin["trust"]["per_class"][-1] == {"class": "9", **never_right}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_was_estimated_stands_beside_what_it_took(inputs: Inputs, tmp_path: Path) -> None:
     run = Path(inputs["index"].uri).parents[1]
     assert make(inputs, tmp_path / "before")[1]["costs"] is None
@@ -360,6 +373,7 @@ def test_what_was_estimated_stands_beside_what_it_took(inputs: Inputs, tmp_path:
     assert rows["proxy"]["ratio"] == proxy["seconds"] / 20 and f">{proxy['seconds'] / 20:.2f}<" in source
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(("estimated", "took"), [(0.02, 10.7), (20.0, 0.4), (0.0, 0.0)])
 def test_of_less_than_a_second_no_ratio_is_told(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, estimated: float, took: float
@@ -374,6 +388,7 @@ def test_of_less_than_a_second_no_ratio_is_told(
     assert twin["costs"][0]["ratio"] is None and ">\N{EN DASH}<" in source.partition("Estimated and taken")[2]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_sentences_are_apart(inputs: Inputs, tmp_path: Path) -> None:
     source, twin = make(inputs, tmp_path / "report")
     text, trust = Page(source).text, inputs["trust"].metrics
