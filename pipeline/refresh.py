@@ -143,7 +143,9 @@ def _found(recipe: Recipe, known: Sequence[Version]) -> list[Artifact]:
     """The stages of the last version, which are there."""
     found = [stage.load(recipe.root) for stage in _own(_stages(recipe, known))]
     artifacts = [artifact for artifact in found if artifact is not None]
-    check_unchanged(artifacts[0])
+    for artifact in artifacts:
+        if artifact.manifest["stage"] == "index":
+            check_unchanged(artifact)
     return artifacts
 
 
@@ -234,8 +236,8 @@ def _check_order(last: Version, before: Artifact, now: Artifact) -> None:
         first = int(moved[0])
         raise DataError(
             f"sample_id {first} was {was[first].as_py()!r} in version {last.number} and would be "
-            f"{are[first].as_py()!r}: name new shards so that they come behind the known ones, and correct labels out "
-            "of range"
+            f"{are[first].as_py()!r}: name new shards so that they come behind the known ones, and correct labels in "
+            "shards that are out of range"
         )
 
 

@@ -317,6 +317,19 @@ def test_a_run_that_is_done_is_the_first_version_and_then_nothing_is_new(copied:
     assert check(str(root), silent).is_whole and find(str(root), 1) == []
 
 
+def test_a_shard_of_the_pool_which_is_overwritten_is_named_though_nothing_is_new(copied: Path, digits: Path) -> None:
+    refreshed(copied)
+    for shard in (digits / "train-000003.tar", digits / "test-000000.tar"):
+        original = shard.read_bytes()
+        try:
+            shard.write_bytes(original[:-512] + b"x" * 512)
+            with pytest.raises(DataError, match=rf"{shard.name}.*changed since indexing"):
+                refreshed(copied)
+        finally:
+            shard.write_bytes(original)
+    assert not refreshed(copied).is_new
+
+
 def test_a_stage_that_another_recipe_made_under_another_title_is_found(copied: Path) -> None:
     manifests = list(copied.with_suffix("").glob(f"*/*/{MANIFEST}"))
     for path in manifests:
