@@ -75,7 +75,7 @@ class _Plan:
             encoded = {"encode": self.add("encode", 1, source, {"index": self.data}, encode.run, images=wanted)}
         sources = {"index": self.data, **(encoded if recipe.split.draw == "typiclust" else {}), **since.split}
         settings = split.SplitStageConfig.of(self.seed, recipe.split)
-        parts = self.add("split", 1, settings, sources, split.run)
+        parts = self.add("split", 2, settings, sources, split.run)
         found = self.learn(parts) if recipe.ssl else self.cluster(encoded)
         found |= self.look(found["pseudo_label"])
         found |= self.cross_fit(parts, found) if recipe.split.folds else {"trust": self.judge(parts, found)}

@@ -101,7 +101,8 @@ def run(
     Every label that is not drawn stays behind here. inputs: index; encode, where the draw looks at embeddings; in a
     refresh `earlier`, the split of the version before, and `earlier_pool`, its pseudo-labels: what was visible then
     stays so and keeps its role, lest a row check the pseudo-labels of a model that began as one that was trained on it.
-    Part `annotated`: sample_ids of `settings.labels`, if there is such a table, but for those that "typiclust" drew.
+    Part `annotated`: sample_ids of `settings.labels`, if there is such a table, but for those that "typiclust" drew
+    and no version before had there.
     Raises UserError if there are too few labels, if a class would have no training label, or a fold no row; where
     chosen images have none, it names a table of them.
     """
@@ -118,7 +119,9 @@ def run(
     try:
         if settings.draw == "typiclust":
             drawn = _draw_typical(index, ids, inputs["encode"], config.seed, settings, before, out)
-            annotations = annotations.without(ids[drawn])
+            # But for what the model of the version before has learned: it may judge in no fold.
+            learned = np.setdiff1d(earlier.sample_ids, earlier.drawn)
+            annotations = annotations.without(np.setdiff1d(ids[drawn], learned))
         else:
             drawn = _draw(ids, labels, num_classes, config.seed, settings, before)
         ids, labels = annotations.added_to(ids[drawn], labels[drawn])

@@ -150,6 +150,31 @@ def test_what_came_back_for_typical_images_counts_as_drawn(tmp_path):
     assert [artifact.metrics[name] for name in told] == [4, 24, 1]
 
 
+def test_what_the_version_before_learned_judges_in_no_fold(tmp_path):
+    """Also where more images are drawn later, and those that came back are among them."""
+    vectors = np.random.default_rng(0).standard_normal((60, 5)).astype(np.float32)
+    labels = [n % 3 for n in range(60)]
+    inputs = {"index": make_index(tmp_path, labels), "encode": encoded(tmp_path / "encode", vectors)}
+    drawn = {
+        number: typical(tmp_path / str(number), labels, vectors, num_labelled=number)["sample_id"].to_pylist()
+        for number in (20, 40)
+    }
+    later = np.setdiff1d(drawn[40], drawn[20])[:5].tolist()
+    assert later
+    table = tmp_path / "back.csv"
+    table.write_text("\n".join(["key,label", *(f"k{n},{labels[n]}" for n in later)]))
+
+    def version(name, num_labelled, **before):
+        chosen = SplitConfig(draw="typiclust", num_labelled=num_labelled, folds=2, labels=str(table))
+        return run_stage(tmp_path / name, "split", split.run, SplitStageConfig.of(0, chosen), {**inputs, **before})
+
+    first = version("first", 20)
+    assert first.table("annotated")["sample_id"].to_pylist() == later
+    second = version("second", 40, earlier=first, earlier_pool=Artifact("", {"metrics": {"num_samples": 60}}))
+    assert second.table().num_rows == 40, "they are drawn now"
+    assert second.table("annotated")["sample_id"].to_pylist() == later
+
+
 def test_too_few_labels(tmp_path):
     with pytest.raises(UserError, match=r"split\.num_labelled=97 but the data has 96 labels"):
         run(tmp_path, num_labelled=97)
