@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from pipeline import images, storage
+from pipeline import images, storage, tar
 from pipeline.errors import UserError
 
 
@@ -32,7 +32,7 @@ class ImageFile:
 def find(src: str) -> tuple[list[ImageFile], list[str]]:
     """The images at any depth, and the paths of all else: other files, hidden ones, links to folders. Sorted by path.
 
-    UserError if `src` is no folder, a folder in it cannot be listed, or the name of an image cannot be a key.
+    UserError if `src` is no folder, or a folder in it cannot be listed.
     """
     with storage.explained(src):
         entries = sorted(_on_disk(src) if storage.is_local(src) else _in_store(src))
@@ -40,8 +40,6 @@ def find(src: str) -> tuple[list[ImageFile], list[str]]:
     for path, uri in entries:
         if uri is None or not is_image(path) or any(name.startswith(".") for name in path.split("/")):
             others.append(path)
-        elif any("\ud800" <= sign <= "\udfff" for sign in path):
-            raise UserError(f"the name of {path!r} in {src!r} is not UTF-8: rename it")
         else:
             found.append(ImageFile(uri, path))
     return found, others
@@ -53,7 +51,12 @@ def is_image(path: str | PurePath) -> bool:
 
 
 def key(path: PurePath) -> str:
-    """The path without extension, dots of the name as `_`: a key ends at the first one."""
+    """The path without extension, dots of the name as `_`: a key ends at the first one.
+
+    UserError if no key may have such a name.
+    """
+    if tar.UNWRITABLE.search(str(path)):
+        raise UserError(f"the name of {str(path)!r} is not printable UTF-8, as a key must be: rename it")
     return (path.parent / (path.stem.replace(".", "_") or "_")).as_posix()
 
 
@@ -67,9 +70,8 @@ def _on_disk(src: str) -> Iterator[tuple[str, str | None]]:
         raise error
 
     for folder, folders, names in os.walk(root, onerror=refuse):
-        for place in (Path(folder, name) for name in (*names, *folders)):
-            if place.name in folders and not place.is_symlink():
-                continue
+        links = (name for name in folders if Path(folder, name).is_symlink())
+        for place in (Path(folder, name) for name in (*names, *links)):
             yield place.relative_to(root).as_posix(), str(place) if place.is_file() else None
 
 

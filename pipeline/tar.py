@@ -25,7 +25,7 @@ TRUNCATED = "truncated shard"
 _NOT_ZERO = re.compile(rb"[^\0]")
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)")
 # Line breaks would tear a list of keys apart; surrogates are bytes of a name that is not UTF-8.
-_UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class NotATarError(SemiPruneError):
@@ -118,7 +118,7 @@ def _append(samples: list[Sample], info: tarfile.TarInfo, start: int, end: int) 
     match = _NAME.fullmatch(info.name)
     key, extension = (match[1], match[2].lower()) if match else (info.name, "")
     defect = detail = ""
-    if match is None or _UNWRITABLE.search(info.name):
+    if match is None or UNWRITABLE.search(info.name):
         key, defect = info.name.encode("unicode_escape").decode(), "unusable name"
         detail = "a member's name must be printable text with a stem and an extension"
     elif info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or info.issparse():

@@ -144,10 +144,19 @@ def test_mistakes(tmp_path, monkeypatch, capsys):
         told = capsys.readouterr()
         assert told.out == "" and sentence in told.err.splitlines()[-1], told.err
     assert not Path(out).exists()
-    raw = os.fsencode(tmp_path / "empty") + b"/\xff.jpg"
-    Path(os.fsdecode(raw)).write_bytes(picture(0))
-    with pytest.raises(UserError, match="is not UTF-8: rename it"):
-        import_images(tmp_path / "empty", out)
+
+
+@pytest.mark.parametrize("name", [b"\xff.jpg", b"a\nb.jpg", "line\u2028end.jpg".encode()])
+def test_names_that_shards_would_not_keep_are_refused(tmp_path, name):
+    folder = tmp_path / "in/class"
+    folder.mkdir(parents=True)
+    Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_bytes(picture(0))
+    for make in (import_images, import_imagefolder):
+        with pytest.raises(
+            UserError, match=r"^the name of 'class/.*' is not printable UTF-8, as a key must be: rename"
+        ):
+            make(str(tmp_path / "in"), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_says_what_comes_next(tmp_path, monkeypatch, capsys):
