@@ -183,9 +183,10 @@ def _override(content: dict[str, Any], override: str) -> None:
             node = node[_position(parent)] if isinstance(node, list) else node.setdefault(parent, {})
         node[_position(last) if isinstance(node, list) else last] = value
     except ValueError as error:  # whose message is what stands in the place of a number
-        numbered = ".".join("0" if part == str(error) else part for part in name.split("."))
+        entries = name.partition(f".{error}")[0]
         raise UserError(
-            f"--set {name!r} names nothing that the recipe could hold: entries of a list go by number, {numbered}"
+            f"--set {name!r} names nothing that the recipe could hold: entries of {entries} go by number, the first is "
+            f"{entries}.0"
         ) from error
     except (AttributeError, TypeError, IndexError) as error:
         raise UserError(f"--set {name!r} names nothing that the recipe could hold") from error
