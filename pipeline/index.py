@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Self
 
 import numpy as np
@@ -94,6 +94,12 @@ class DataConfig(Config):
         return self
 
 
+@lru_cache(maxsize=8)
+def _check_labels(uri: str, sha256: str | None, num_classes: int, classes: tuple[str, ...]) -> None:
+    """UserError for a wrong table of labels; a right one of these bytes is read no second time."""
+    labels.load_label_table(uri, num_classes, classes)
+
+
 class IndexConfig(Config):
     """The `data` section with the SHA-256 of its table of labels and of the names that its wildcards match now.
 
@@ -109,7 +115,7 @@ class IndexConfig(Config):
         """The settings with the table and the names as they are now; UserError if there is none, or a wrong table."""
         labels_sha256 = labels.checksum(data.labels, "data.labels")
         if data.labels is not None:  # a wrong table is told before any shard is read
-            labels.load_label_table(data.labels, data.num_classes, data.classes)
+            _check_labels(data.labels, labels_sha256, data.num_classes, data.classes)
         return cls(
             data=data,
             labels_sha256=labels_sha256,
